@@ -1,0 +1,43 @@
+# make run   install, run the whole pipeline on the embedded model, say where the report is
+# make test  install, then ruff, strict mypy, the graph, and all tests that need no GPU
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export PATH := $(abspath $(BIN)):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+
+.PHONY: run flow test lint types unit clean
+
+run: $(INSTALLED)
+	dvc repro
+	@echo "Report: file://$(abspath data/report/index.html)"
+
+flow: $(INSTALLED)
+	python -m flows.pipeline
+
+test: lint types unit
+
+lint: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	dvc dag --dot > /dev/null
+
+types: $(INSTALLED)
+	mypy flows stages
+
+unit: $(INSTALLED)
+	pytest -m "not gpu" $(PYTEST)
+
+# torch's CPU build where pip offers one under that version; every other pin is exact.
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .blocklens .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,397 @@
+"""The typed form of params.yaml: every value, its range and one sentence on what it does.
+
+One section per stage, named like the stage, and three shared ones: `model` (how the base model
+is run), `sampling` (how a picture is made) and `prompts` (what the lens looks at). There are no
+defaults in code: a missing key is an error, and so is an unknown one.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stages.contracts.errors import ParamsError, Problem
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Sigma = Annotated[float, Field(gt=0.0, lt=1.0)]
+Text = Annotated[str, Field(min_length=1)]
+CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Channel = Annotated[int, Field(ge=0, le=255)]
+Side = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+
+SHARED_SECTIONS: Final = ("model", "sampling", "prompts")
+"""Sections that belong to no single stage."""
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelParams(Section):
+    """How the base model is run, in training and in every picture alike."""
+
+    precision: Literal["float32", "bfloat16"] = Field(
+        description="Number format of the base model; the adapter itself is always float32."
+    )
+    text_tokens: Annotated[int, Field(ge=8, le=512)] = Field(
+        description="Length, in T5 tokens, that every prompt is padded or cut to (FLUX.1-dev: 512)."
+    )
+
+
+class SamplingParams(Section):
+    """How a picture is made: the same for samples, lens and slim check."""
+
+    size_px: Side = Field(description="Side of the square pictures that are generated, in pixels.")
+    steps: Annotated[int, Field(ge=1, le=200)] = Field(description="Euler steps per picture.")
+    guidance: Annotated[float, Field(ge=0.0, le=30.0)] = Field(
+        description="Value given to the guidance embedding (FLUX.1-dev: 3.5)."
+    )
+    batch: Positive = Field(
+        description="Pictures in one forward pass; fixed, so that no picture depends on others."
+    )
+
+
+class PromptsParams(Section):
+    """What the lens looks at. Development prompts choose; held-out ones only confirm."""
+
+    develop: Annotated[list[Text], Field(min_length=1)] = Field(
+        description="Prompts with the trigger, for render, attribute and the choice of blocks."
+    )
+    held_out: Annotated[list[Text], Field(min_length=1)] = Field(
+        description="Prompts with the trigger that take no part in any choice."
+    )
+    without_trigger: list[Text] = Field(
+        description="Prompts without the trigger, to measure how far the LoRA bleeds."
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="Noise seeds of the development pictures."
+    )
+    held_out_seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="Noise seeds of the held-out pictures; none may be in `seeds`."
+    )
+
+    @model_validator(mode="after")
+    def _held_out_means_held_out(self) -> Self:
+        if shared := set(self.develop) & set(self.held_out):
+            raise ValueError(f"prompts both in develop and held_out: {sorted(shared)}")
+        if shared_seeds := set(self.seeds) & set(self.held_out_seeds):
+            raise ValueError(f"seeds both in seeds and held_out_seeds: {sorted(shared_seeds)}")
+        return self
+
+
+class FetchParams(Section):
+    """Where the base weights come from."""
+
+    folder: Text = Field(
+        description="Folder with the base weights; with a repository, where extra files may lie."
+    )
+    repository: Text | None = Field(
+        description="Hugging Face repository such as black-forest-labs/FLUX.1-dev, or null."
+    )
+    revision: CommitHash | None = Field(
+        description="Commit hash of the repository (40 hexadecimal digits); branches move."
+    )
+
+    @model_validator(mode="after")
+    def _repository_is_pinned(self) -> Self:
+        _check_pinned(self.repository, self.revision)
+        return self
+
+
+class PrepareParams(Section):
+    """From raw pictures to checked squares."""
+
+    images: Text = Field(description="Folder with the training pictures and their .txt captions.")
+    validation_images: Text = Field(
+        description="Folder with pictures that are never trained on, only measured."
+    )
+    size_px: Side = Field(description="Side of the prepared square pictures, in pixels.")
+    fit: Literal["crop", "pad"] = Field(
+        description="crop: centre square; pad: whole picture on the background colour."
+    )
+    background: Annotated[list[Channel], Field(min_length=3, max_length=3)] = Field(
+        description="RGB colour under transparent pixels and around padded pictures, 0-255."
+    )
+    min_side_px: Positive = Field(description="Pictures with a shorter side than this are refused.")
+    max_pixels: Positive = Field(
+        description="Pictures with more pixels than this are refused before they are decoded."
+    )
+    max_aspect: Annotated[float, Field(ge=1.0)] = Field(
+        description="Longest side over shortest side above which a picture is refused."
+    )
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=64)] = Field(
+        description="Pictures whose 64-bit perceptual hashes differ in at most so many bits are "
+        "reported as near duplicates."
+    )
+
+
+class CaptionParams(Section):
+    """One caption per picture, the trigger first."""
+
+    trigger: Annotated[str, Field(pattern=r"^\S+$")] = Field(
+        description="The word that calls the concept; one word, no spaces."
+    )
+    captioner: Literal["blip"] = Field(
+        description="Kind of captioner for pictures without a .txt file."
+    )
+    folder: Text = Field(
+        description="Folder of the captioner's weights; with a repository, any folder to watch."
+    )
+    repository: Text | None = Field(
+        description="Hugging Face repository of the captioner, or null to load it from `folder`."
+    )
+    revision: CommitHash | None = Field(
+        description="Commit hash of the captioner's repository (40 hexadecimal digits)."
+    )
+    max_new_tokens: Positive = Field(description="Longest caption the captioner may write.")
+
+    @model_validator(mode="after")
+    def _repository_is_pinned(self) -> Self:
+        _check_pinned(self.repository, self.revision)
+        return self
+
+
+class EncodeParams(Section):
+    """From pictures and captions to what training needs in memory."""
+
+    size_px: Side = Field(description="Training resolution: side of the encoded pictures, pixels.")
+    sample_prompts: list[Text] = Field(
+        description="Prompts of the pictures that training draws while it runs."
+    )
+
+
+class TrainParams(Section):
+    """The LoRA: its shape, its optimiser and how it is watched."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = Field(description="Rank of every module.")
+    alpha: Annotated[float, Field(gt=0.0)] = Field(
+        description="Delta W is (alpha / rank) B A; alpha = rank gives scale 1."
+    )
+    targets: Literal["all", "attention", "attention+mlp"] = Field(
+        description="Linear layers of the blocks that get an adapter (all: 494 on FLUX.1)."
+    )
+    steps: Positive = Field(description="Optimiser steps.")
+    batch: Positive = Field(description="Pictures per step.")
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="AdamW's rate.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        description="Steps over which the rate rises linearly from 0."
+    )
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(description="AdamW's decay.")
+    gradient_clip: Annotated[float, Field(gt=0.0)] = Field(
+        description="Largest norm of the whole gradient."
+    )
+    timesteps: Literal["sigmoid", "uniform"] = Field(
+        description="Distribution of the noise level: sigmoid of a normal draw, or uniform."
+    )
+    guidance: Annotated[float, Field(ge=0.0)] = Field(
+        description="Guidance embedding in training; 1.0 keeps FLUX.1-dev's distillation intact."
+    )
+    caption_dropout: Fraction = Field(description="Share of samples trained on the empty caption.")
+    gradient_checkpointing: bool = Field(description="Trade time for memory in the backward pass.")
+    seed: Seed = Field(description="Decides the adapter's start and every draw of the run.")
+    validation_every: Positive = Field(description="Steps between two validations.")
+    validation_sigmas: Annotated[list[Sigma], Field(min_length=1)] = Field(
+        description="Fixed noise levels at which validation loss is measured."
+    )
+    checkpoint_every: Positive = Field(
+        description="Steps between two checkpoints; a multiple of validation_every."
+    )
+    sample_every: Positive = Field(description="Steps between two sets of sample pictures.")
+    sample_seed: Seed = Field(description="Noise seed of the sample pictures.")
+    select: Literal["best", "last"] = Field(
+        description="Which checkpoint becomes the adapter: lowest validation loss, or the last."
+    )
+
+    @model_validator(mode="after")
+    def _checkpoints_are_validated(self) -> Self:
+        if self.checkpoint_every % self.validation_every:
+            raise ValueError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "
+                f"validation_every ({self.validation_every}), so that each has a loss to choose by"
+            )
+        return self
+
+
+class SplitParams(Section):
+    """Which adapter is taken apart."""
+
+    adapter: Text = Field(description="The LoRA file; data/train/adapter.safetensors is our own.")
+
+
+class RenderParams(Section):
+    """Which variants get pictures."""
+
+    modes: Annotated[list[Literal["only", "without"]], Field(min_length=1)] = Field(
+        description="only: each block by itself; without: all blocks but that one."
+    )
+
+
+class AttributeParams(Section):
+    """Integrated gradients over the block gates."""
+
+    nodes: Annotated[int, Field(ge=1, le=64)] = Field(
+        description="Gauss-Legendre nodes on the way from no LoRA to the full one."
+    )
+    sigmas: Annotated[list[Sigma], Field(min_length=1)] = Field(
+        description="Noise levels at which the velocity is compared."
+    )
+    resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
+    seed: Seed = Field(description="Seed of the bootstrap.")
+    gradient_checkpointing: bool = Field(description="Trade time for memory in the backward pass.")
+
+
+class EvaluateParams(Section):
+    """Numbers and heat maps from the pictures."""
+
+    colour_map: Literal["inferno", "magma", "viridis", "turbo", "jet"] = Field(
+        description="OpenCV colour map of the heat maps."
+    )
+    heatmap_scale: Literal["shared", "picture"] = Field(
+        description="shared: one scale for all blocks, comparable; picture: each its own."
+    )
+    heatmap_opacity: Fraction = Field(description="Opacity of the heat map over the picture.")
+    resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
+    seed: Seed = Field(description="Seed of the bootstrap.")
+
+
+class SlimParams(Section):
+    """The smallest adapter that still does the job."""
+
+    recovery: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        description="Recovery that the slim adapter must reach."
+    )
+    chooser: Literal["shares", "isolate", "greedy"] = Field(
+        description="Order in which blocks are taken: by share, by isolate recovery, or greedily."
+    )
+    sigmas: Annotated[list[Sigma], Field(min_length=1)] = Field(
+        description="Noise levels at which a set of blocks is scored without pictures."
+    )
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
+    resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
+    seed: Seed = Field(description="Seed of the bootstrap.")
+
+
+class ReportParams(Section):
+    """The page."""
+
+    title: Text = Field(description="Heading of the report.")
+    thumbnail_px: Annotated[int, Field(ge=32, le=1024)] = Field(
+        description="Longest side of the pictures in the page."
+    )
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    model: ModelParams
+    sampling: SamplingParams
+    prompts: PromptsParams
+    fetch: FetchParams
+    prepare: PrepareParams
+    caption: CaptionParams
+    encode: EncodeParams
+    train: TrainParams
+    split: SplitParams
+    render: RenderParams
+    attribute: AttributeParams
+    evaluate: EvaluateParams
+    slim: SlimParams
+    report: ReportParams
+
+    @model_validator(mode="after")
+    def _prompts_match_the_trigger(self) -> Self:
+        trigger = self.caption.trigger
+        lacking = [p for p in self.prompts.develop + self.prompts.held_out if trigger not in p]
+        if lacking:
+            raise ValueError(f"prompts lack the trigger {trigger!r}: {lacking}")
+        if having := [p for p in self.prompts.without_trigger if trigger in p]:
+            raise ValueError(f"prompts.without_trigger contain the trigger {trigger!r}: {having}")
+        return self
+
+
+def _check_pinned(repository: str | None, revision: str | None) -> None:
+    if (repository is None) != (revision is None):
+        raise ValueError("repository and revision go together: set both, or both to null")
+
+
+def load_params(path: Path) -> Params:
+    """Return the checked content of a params file.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or holds unknown keys, misses keys, or has
+            values out of range; all of them at once, each with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path} does not exist; copy one from presets/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not readable YAML: {error}") from error
+    try:
+        return Params.model_validate(document)
+    except ValidationError as error:
+        problems = [_problem(path, root, detail) for detail in error.errors()]
+        raise ParamsError(f"{path} is not valid", problems) from error
+
+
+def _problem(path: Path, root: yaml.Node | None, detail: Any) -> Problem:
+    keys = tuple(detail["loc"])
+    name = ".".join(str(key) for key in keys) or "the file"
+    where = f"{path}:{_line(root, keys)} {name}"
+    if detail["type"] == "extra_forbidden":
+        return Problem(where, "unknown key", _suggestion(keys))
+    if detail["type"] == "missing":
+        return Problem(where, "missing", f"Add it: {_description(keys)}")
+    message = detail["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(detail["input"], dict) else f", got {detail['input']!r}"
+    return Problem(where, f"{message}{got}", _description(keys))
+
+
+def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
+    """Return the line of the deepest of `keys` that the document has."""
+    line = 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == key]
+            if not found:
+                return line
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _section(keys: tuple[int | str, ...]) -> type[BaseModel] | None:
+    field = Params.model_fields.get(str(keys[0])) if keys else None
+    annotation = field.annotation if field else None
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
+
+
+def _description(keys: tuple[int | str, ...]) -> str:
+    section = _section(keys)
+    if section is None or len(keys) < 2:
+        return "See presets/ for a complete file."
+    field = section.model_fields.get(str(keys[1]))
+    return (field.description if field else None) or "See presets/ for a complete file."
+
+
+def _suggestion(keys: tuple[int | str, ...]) -> str:
+    section = Params if len(keys) == 1 else _section(keys)
+    known = sorted(section.model_fields) if section else []
+    close = get_close_matches(str(keys[-1]), known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(known)}."

@@ -1,0 +1,270 @@
+"""Every CSV table of the pipeline: its columns, its ranges, and the one way to write it.
+
+Schemas are strict (no extra columns) and never coerce. Tables are written sorted by their keys
+with a fixed float format, so that equal content is equal bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+import pandera.errors
+import pandera.pandas as pa
+
+from stages.contracts.blocks import BLOCK_PATTERN
+from stages.contracts.errors import Problem, TableError
+
+FLOAT_FORMAT: Final = "%.9g"
+_HASH: Final = r"[0-9a-f]{64}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's name, its schema and the columns that sort it and make its rows unique."""
+
+    name: str
+    schema: pa.DataFrameSchema
+    keys: tuple[str, ...]
+
+
+def _text(pattern: str | None = None) -> pa.Column:
+    checks = [] if pattern is None else [pa.Check.str_matches(rf"^(?:{pattern})$")]
+    return pa.Column(str, checks)
+
+
+def _count(minimum: int = 0) -> pa.Column:
+    return pa.Column(int, pa.Check.ge(minimum))
+
+
+def _real(
+    low: float | None = None, high: float | None = None, *, nullable: bool = False
+) -> pa.Column:
+    checks = []
+    if low is not None:
+        checks.append(pa.Check.ge(low))
+    if high is not None:
+        checks.append(pa.Check.le(high))
+    return pa.Column(float, checks, nullable=nullable)
+
+
+def _table(name: str, keys: tuple[str, ...], columns: dict[str, pa.Column]) -> Table:
+    schema = pa.DataFrameSchema(columns, strict=True, ordered=True, unique=list(keys), name=name)
+    return Table(name, schema, keys)
+
+
+MANIFEST: Final = _table(
+    "prepare/manifest.csv",
+    ("image",),
+    {
+        # `image` is the stem every later stage uses; `file` lies in images/ of the same folder.
+        "image": _text(r"[^/\\]+"),
+        "file": _text(r"[^/\\]+\.png"),
+        "source": _text(),
+        "split": _text("train|validation"),
+        "source_sha256": _text(_HASH),
+        "sha256": _text(_HASH),
+        "original_width_px": _count(1),
+        "original_height_px": _count(1),
+        "width_px": _count(1),
+        "height_px": _count(1),
+        "exif_orientation": pa.Column(int, pa.Check.in_range(1, 8)),
+        "perceptual_hash": _text(r"[0-9a-f]{16}"),
+        "near_duplicate_of": _text(),
+    },
+)
+
+CAPTIONS: Final = _table(
+    "caption/captions.csv",
+    ("image",),
+    {
+        "image": _text(r"[^/\\]+"),
+        "split": _text("train|validation"),
+        "caption": _text(r".+"),
+        "origin": _text("user|generated"),
+        "change": _text("none|trigger added|trigger moved first"),
+        "clip_tokens": _count(1),
+        "t5_tokens": _count(1),
+    },
+)
+
+ENCODED: Final = _table(
+    "encode/index.csv",
+    ("kind", "name"),
+    {
+        # kind: image = a picture (file: latents; text: its caption's embedding);
+        # sample = a sample prompt; empty = the empty caption of caption dropout.
+        "kind": _text("image|sample|empty"),
+        "name": _text(),
+        "split": _text("train|validation|"),
+        "caption": _text(),
+        "latents_file": _text(),
+        "text_file": _text(r".+\.safetensors"),
+    },
+)
+
+HISTORY: Final = _table(
+    "train/history.csv",
+    ("step",),
+    {
+        "step": _count(0),
+        "loss": _real(0.0, nullable=True),
+        "gradient_norm": _real(0.0, nullable=True),
+        "learning_rate": _real(0.0),
+        "validation_loss": _real(0.0, nullable=True),
+    },
+)
+
+SPLIT_INDEX: Final = _table(
+    "split/index.csv",
+    ("block",),
+    {
+        "block": _text(BLOCK_PATTERN),
+        "modules": _count(1),
+        "rank": _count(1),
+        "parameters": _count(1),
+        "bytes": _count(1),
+        "norm": _real(0.0),
+        "relative_norm": _real(0.0),
+    },
+)
+
+RENDERED: Final = _table(
+    "render/index.csv",
+    ("prompt", "seed", "variant"),
+    {
+        # prompt: a short name such as develop-0 or without-trigger-1.
+        "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
+        "text": _text(r".+"),
+        "seed": _count(0),
+        "variant": _text(rf"none|full|repeat|(?:only|without):{BLOCK_PATTERN}|subset:[\w-]+"),
+        "file": _text(r".+\.png"),
+    },
+)
+
+SHARES: Final = _table(
+    "attribute/shares.csv",
+    ("block",),
+    {
+        "block": _text(BLOCK_PATTERN),
+        "share": _real(),
+        "low": _real(),
+        "high": _real(),
+        "prior": _real(0.0),
+    },
+)
+
+BLOCKS: Final = _table(
+    "evaluate/blocks.csv",
+    ("block",),
+    {
+        "block": _text(BLOCK_PATTERN),
+        "rank": _count(1),
+        "share": _real(),
+        "share_low": _real(),
+        "share_high": _real(),
+        "prior": _real(0.0),
+        "only_mse_to_none": _real(0.0, 65025.0, nullable=True),
+        "only_recovery": _real(None, 1.0, nullable=True),
+        "only_recovery_low": _real(None, 1.0, nullable=True),
+        "only_recovery_high": _real(None, 1.0, nullable=True),
+        "without_mse_to_full": _real(0.0, 65025.0, nullable=True),
+        "without_recovery": _real(None, 1.0, nullable=True),
+        "norm": _real(0.0),
+        "relative_norm": _real(0.0),
+        "bytes": _count(1),
+    },
+)
+
+PICTURES: Final = _table(
+    "evaluate/pictures.csv",
+    ("prompt", "seed", "variant"),
+    {
+        # One row per picture of render; recovery is empty where the LoRA changes nothing.
+        "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
+        "seed": _count(0),
+        "variant": _text(rf"none|full|repeat|(?:only|without):{BLOCK_PATTERN}|subset:[\w-]+"),
+        "mse_to_none": _real(0.0, 65025.0),
+        "mse_to_full": _real(0.0, 65025.0),
+        "recovery": _real(None, 1.0, nullable=True),
+    },
+)
+
+CURVE: Final = _table(
+    "slim/curve.csv",
+    ("blocks",),
+    {
+        # One row per size tried: the set is the first `blocks` entries of the chooser's order.
+        "blocks": _count(0),
+        "added": _text(rf"(?:{BLOCK_PATTERN})?"),
+        "bytes": _count(0),
+        "predicted": _real(),
+        "recovery": _real(None, 1.0, nullable=True),
+        "recovery_low": _real(None, 1.0, nullable=True),
+    },
+)
+
+
+def write_table(table: Table, frame: pd.DataFrame, path: Path) -> None:
+    """Check `frame` and write it as UTF-8 CSV: sorted by the table's keys, floats as %.9g.
+
+    Blocks sort in the order the model runs them only where the table's maker says so: the sort
+    is on text, hence stable and independent of any model.
+
+    Raises:
+        TableError: the frame breaks the table's contract.
+    """
+    _check(table, frame, path)
+    ordered = frame.sort_values(list(table.keys), kind="stable")
+    path.write_text(
+        ordered.to_csv(index=False, float_format=FLOAT_FORMAT, lineterminator="\n"),
+        encoding="utf-8",
+    )
+
+
+def read_table(table: Table, path: Path) -> pd.DataFrame:
+    """Return the checked table; empty text cells are empty strings, empty numbers are NaN.
+
+    Raises:
+        TableError: the file is missing, not CSV, or breaks the table's contract.
+    """
+    columns = table.schema.columns
+    texts = [name for name, column in columns.items() if str(column.dtype) == "str"]
+    reals = {name: float for name, column in columns.items() if str(column.dtype) == "float64"}
+    try:
+        frame = pd.read_csv(
+            path,
+            dtype={**dict.fromkeys(texts, str), **reals},
+            keep_default_na=False,
+            na_values={key: [""] for key in reals},
+            encoding="utf-8",
+        )
+    except FileNotFoundError as error:
+        raise TableError(f"{path} is missing; run `dvc repro` to make it again") from error
+    except (
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+        ValueError,
+    ) as error:
+        raise TableError(f"{path} is not the table {table.name}: {error}") from error
+    _check(table, frame, path)
+    return frame
+
+
+def _check(table: Table, frame: pd.DataFrame, path: Path) -> None:
+    try:
+        table.schema.validate(frame, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        cases = error.failure_cases
+        problems = {
+            Problem(
+                f"{path} column {case['column'] or case['failure_case']}",
+                f"{case['check']} fails with {case['failure_case']!r}",
+                "Run the stage that writes it again.",
+            )
+            for case in cases.to_dict("records")
+        }
+        raise TableError(f"{path} breaks the contract of {table.name}", list(problems)) from error

@@ -1,0 +1,83 @@
+"""The velocity field of a FLUX transformer and the noise levels that a picture passes through.
+
+A noised latent is x_t = (1 - t) z + t eps with t = sigma in [0, 1]; the model predicts the velocity
+eps - z (flow matching, arXiv 2210.02747; Stable Diffusion 3, arXiv 2403.03206).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from stages.families.latents import VAE_REDUCTION
+from stages.families.text import TextBatch
+
+_TIMESTEPS = 1000  # FLUX's embedder counts sigma in thousandths
+_ID_AXES = 3
+
+
+def predict_velocity(
+    transformer: FluxTransformer2DModel,
+    packed: torch.Tensor,
+    sigmas: torch.Tensor,
+    text: TextBatch,
+    guidance: float,
+) -> torch.Tensor:
+    """Return the predicted velocity [B, N, 4C] of noised tokens, called as FluxPipeline calls it.
+
+    Args:
+        transformer: the base model, with or without an adapter.
+        packed: noised tokens [B, N, 4C] of square pictures.
+        sigmas: noise levels [B] in [0, 1].
+        text: prompts, on the transformer's device.
+        guidance: value for the guidance embedding; ignored by models that have none.
+    """
+    dtype, device = transformer.dtype, packed.device
+    side = round(packed.shape[1] ** 0.5)
+    guidances = None
+    if transformer.config.guidance_embeds:
+        guidances = torch.full([len(packed)], guidance, device=device, dtype=torch.float32)
+    velocity: torch.Tensor = transformer(
+        hidden_states=packed.to(dtype),
+        timestep=(sigmas.to(device) * _TIMESTEPS).to(dtype) / _TIMESTEPS,
+        guidance=guidances,
+        pooled_projections=text.pooled.to(dtype),
+        encoder_hidden_states=text.tokens.to(dtype),
+        txt_ids=torch.zeros(text.tokens.shape[1], _ID_AXES, device=device, dtype=dtype),
+        img_ids=picture_ids(side).to(device, dtype),
+        return_dict=False,
+    )[0]
+    return velocity
+
+
+def picture_ids(side: int) -> torch.Tensor:
+    """Return the rotary position (0, row, column) [side * side, 3] of each token."""
+    ids = torch.zeros(side, side, _ID_AXES)
+    ids[..., 1] = torch.arange(side)[:, None]
+    ids[..., 2] = torch.arange(side)[None, :]
+    return ids.reshape(side * side, _ID_AXES)
+
+
+def sampling_sigmas(folder: Path, steps: int, size_px: int) -> torch.Tensor:
+    """Return the noise levels [steps + 1] from near 1 down to 0 that FluxPipeline would use.
+
+    The shift towards high noise grows with the number of tokens where the model's scheduler
+    asks for it (FLUX.1-dev does, schnell does not).
+    """
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    config = scheduler.config
+    tokens = (size_px // VAE_REDUCTION // 2) ** 2
+    shift = calculate_shift(
+        tokens,
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", 1.15),
+    )
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
+    sigmas: torch.Tensor = scheduler.sigmas
+    return sigmas

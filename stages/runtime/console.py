@@ -1,0 +1,60 @@
+"""From the command line to a stage's function: flags, params, logging, exit code.
+
+Only stages call this. It decides how a stage is run, never what it writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stages.contracts.errors import BlocklensError
+from stages.contracts.params import load_params
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_log = logging.getLogger("blocklens")
+
+
+def run_stage(
+    function: Callable[..., None], *, sections: Sequence[str], paths: Sequence[str]
+) -> None:
+    """Call `function(*sections of params.yaml, **paths from flags)` and exit.
+
+    Exit code 0 on success; 1 with one message and no traceback when the input is at fault;
+    130 and 143 on Ctrl-C and SIGTERM.
+    """
+    name = getattr(function, "__name__", "stage")
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=function.__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file")
+    for path in paths:
+        parser.add_argument(f"--{path.replace('_', '-')}", type=Path, required=True)
+    arguments = vars(parser.parse_args())
+    prepare_process()
+    try:
+        params = load_params(arguments.pop("params"))
+        function(*(getattr(params, section) for section in sections), **arguments)
+    except BlocklensError as error:
+        _log.error("%s: %s", name, error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _log.error("%s: interrupted; run `dvc repro` to go on", name)
+        sys.exit(130)
+
+
+def prepare_process() -> None:
+    """Set up logging to stderr, die with the parent, and turn SIGTERM into a clean exit."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _terminate)
+    if sys.platform == "linux":
+        # Without it, kill -9 of dvc leaves the stage, and the GPU, running.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,32 @@
+"""The machine a stage runs on. Environment, never params: it must not enter dvc.lock.
+
+BLOCKLENS_DEVICE   cpu, cuda or cuda:N; default: cuda if there is one, else cpu
+BLOCKLENS_THREADS  CPU threads for torch; default: all cores
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import torch
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def configure_torch() -> torch.device:
+    """Make torch deterministic, set its threads, and return the device to run on."""
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if threads := os.environ.get("BLOCKLENS_THREADS"):
+        torch.set_num_threads(int(threads))
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(os.environ.get("BLOCKLENS_DEVICE", default))
+
+
+def resident_bytes() -> int:
+    """Return the memory in use: on CUDA what torch holds, else this process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

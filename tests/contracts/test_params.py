@@ -1,0 +1,116 @@
+"""params.yaml is refused as a whole, with every mistake and its line, or accepted as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.contracts.errors import ParamsError
+from stages.contracts.params import Params, Section, load_params
+
+ROOT = Path(__file__).parents[2]
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[Callable[[Document], None]], Path]:
+    """Return a function that writes params.yaml with a change."""
+
+    def write(change: Callable[[Document], None]) -> Path:
+        document = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        change(document)
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+Writer = Callable[[Callable[[Document], None]], Path]
+
+
+def test_all_mistakes_are_reported_together_with_their_lines(written: Writer) -> None:
+    """One round of corrections is enough."""
+
+    def spoil(document: Document) -> None:
+        document["train"]["rnak"] = 16
+        document["train"]["steps"] = 0
+        document["train"]["learning_rate"] = "fast"
+        del document["slim"]["recovery"]
+        document["colour"] = {}
+
+    path = written(spoil)
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if "rnak" in line)
+    assert "5 problems" in message
+    assert f"{path}:{number} train.rnak: unknown key. Did you mean 'rank'?" in message
+    assert "train.steps: Input should be greater than or equal to 1, got 0" in message
+    assert "train.learning_rate: Input should be a valid number, got 'fast'" in message
+    assert "slim.recovery: missing. Add it: Recovery that the slim adapter must reach." in message
+    assert "colour: unknown key" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("train", "checkpoint_every", 75, "must be a multiple of validation_every"),
+        ("prompts", "held_out_seeds", [0], "seeds both in seeds and held_out_seeds"),
+        ("prompts", "develop", ["a robot"], "prompts lack the trigger 'tok'"),
+        ("prompts", "without_trigger", ["tok again"], "contain the trigger 'tok'"),
+        (
+            "fetch",
+            "repository",
+            "black-forest-labs/FLUX.1-dev",
+            "repository and revision go together",
+        ),
+        ("caption", "trigger", "two words", "should match pattern"),
+        ("sampling", "size_px", 100, "multiple of 16"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(
+    written: Writer, section: str, key: str, value: object, expected: str
+) -> None:
+    """A run that could only disappoint does not start."""
+    path = written(lambda document: document[section].__setitem__(key, value))
+    with pytest.raises(ParamsError, match=expected):
+        load_params(path)
+
+
+def test_a_branch_name_is_not_a_revision(written: Writer) -> None:
+    """`main` today is not `main` tomorrow."""
+
+    def spoil(document: Document) -> None:
+        document["fetch"] |= {"repository": "black-forest-labs/FLUX.1-dev", "revision": "main"}
+
+    with pytest.raises(ParamsError, match=r"fetch\.revision"):
+        load_params(written(spoil))
+
+
+def test_missing_and_unreadable_files_say_what_to_do(tmp_path: Path) -> None:
+    """Neither ends in a traceback."""
+    with pytest.raises(ParamsError, match="copy one from presets/"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("train: [", encoding="utf-8")
+    with pytest.raises(ParamsError, match="not readable YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def sections() -> list[type[Section]]:
+    """Return the type of every section."""
+    return [field.annotation for field in Params.model_fields.values() if field.annotation]
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
+def test_every_value_is_in_the_file_and_explained(section: type[Section]) -> None:
+    """No default hides in the code, and each key has its sentence."""
+    assert section.model_fields
+    for name, field in section.model_fields.items():
+        assert field.is_required(), f"{section.__name__}.{name} has a default"
+        assert field.description, f"{section.__name__}.{name} is not explained"

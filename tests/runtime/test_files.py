@@ -1,0 +1,59 @@
+"""Written bytes depend on content alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from stages.runtime.files import rounded, sha256_file, write_json, write_safetensors
+
+
+def test_safetensors_header_is_sorted_whatever_the_order_of_insertion(tmp_path: Path) -> None:
+    """The library alone writes several metadata keys in random order (its issue 584)."""
+    tensors = {"b": torch.arange(6).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
+    metadata = {f"key{number}": str(number) for number in range(20)}
+    write_safetensors(tmp_path / "x", tensors, metadata)
+    write_safetensors(
+        tmp_path / "y", dict(reversed(tensors.items())), dict(reversed(metadata.items()))
+    )
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    length = int.from_bytes((tmp_path / "x").read_bytes()[:8], "little")
+    header = json.loads((tmp_path / "x").read_bytes()[8 : 8 + length])
+    assert list(header) == sorted(header)
+    assert length % 8 == 0
+
+
+def test_safetensors_are_read_back_by_the_library(tmp_path: Path) -> None:
+    """Tensors that are views of others keep their own values."""
+    matrix = torch.arange(12.0).reshape(3, 4)
+    tensors = {"whole": matrix, "transposed": matrix.T, "row": matrix[1]}
+    write_safetensors(tmp_path / "x", tensors, {"who": "we"})
+    loaded = load_file(tmp_path / "x")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    with safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata() == {"who": "we"}
+
+
+def test_json_is_sorted_and_refuses_nan(tmp_path: Path) -> None:
+    """A metric that is no number is a fault, not a file that other tools cannot read."""
+    write_json(tmp_path / "m.json", {"b": 1, "a": 0.1})
+    assert (tmp_path / "m.json").read_text(encoding="utf-8") == '{\n  "a": 0.1,\n  "b": 1\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "m.json", {"a": float("nan")})
+
+
+def test_rounding_keeps_significant_digits() -> None:
+    """Small and large metrics are equally readable."""
+    assert rounded(0.000123456789) == 0.000123457
+    assert rounded(123456789.0) == 123457000.0
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    """Known value of the empty file."""
+    (tmp_path / "empty").write_bytes(b"")
+    assert sha256_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")

@@ -1,0 +1,175 @@
+"""dvc.yaml says what the code does: names, dependencies, outputs, parameters."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.contracts.params import SHARED_SECTIONS, Params, load_params
+from tests.test_layout import dotted, imported_modules, room_of
+
+ROOT = Path(__file__).parents[1]
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+EXEMPT_ROOMS = {"contracts", "runtime"}
+"""They decide neither pixels nor weights, so that a wording does not retrain a LoRA."""
+
+NAMES = [
+    "fetch",
+    "prepare",
+    "caption",
+    "encode",
+    "train",
+    "split",
+    "render",
+    "attribute",
+    "evaluate",
+    "slim",
+    "report",
+]
+
+
+def resolved(text: str) -> str:
+    """Return a dvc.yaml text with `${section.key}` filled in from params.yaml."""
+
+    def value(match: re.Match[str]) -> str:
+        section, key = match[1].split(".")
+        return str(PARAMS[section][key])
+
+    return re.sub(r"\$\{([\w.]+)\}", value, text)
+
+
+def paths(stage: str, *kinds: str) -> list[str]:
+    """Return the resolved paths a stage lists under deps, outs, metrics or plots."""
+    entries = [entry for kind in kinds for entry in STAGES[stage].get(kind, [])]
+    return [resolved(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries]
+
+
+def closure(path: Path) -> set[Path]:
+    """Return the files of ours that a stage file imports, directly or not, itself included."""
+    seen: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        for name in imported_modules(current):
+            file = ROOT / (name.replace(".", "/") + ".py")
+            if name.startswith("stages.") and file.is_file() and room_of(name) not in EXEMPT_ROOMS:
+                waiting.append(file)
+    return seen
+
+
+def run_stage_call(stage: str) -> ast.Call:
+    """Return the `run_stage(...)` call in a stage file's main."""
+    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run_stage"
+    ]
+    assert len(calls) == 1, f"stages/{stage}.py should call run_stage once"
+    return calls[0]
+
+
+def keyword(call: ast.Call, name: str) -> tuple[str, ...]:
+    """Return a call's keyword as the tuple of strings that it is."""
+    value = next(k.value for k in call.keywords if k.arg == name)
+    return tuple(ast.literal_eval(value))
+
+
+def test_one_name_everywhere() -> None:
+    """Stage, file, function, params section, data folder and test share one name."""
+    assert list(STAGES) == NAMES
+    files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert files == set(NAMES)
+    assert set(Params.model_fields) == set(NAMES) | set(SHARED_SECTIONS)
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/stages").glob("test_*.py")}
+    assert set(NAMES) <= tests
+    for stage in NAMES:
+        tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
+        public = [
+            node.name
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        ]
+        assert public == [stage, "main"], f"stages/{stage}.py defines {public}"
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_dependencies_are_the_import_closure(stage: str) -> None:
+    """A missing entry means stale results, a needless one means hours of retraining."""
+    modules = {
+        path.relative_to(ROOT).as_posix() for path in closure(ROOT / "stages" / f"{stage}.py")
+    }
+    listed = {path for path in paths(stage, "deps") if path.endswith(".py")}
+    assert sorted(modules - listed) == [], f"add these to deps of {stage}"
+    assert sorted(listed - modules) == [], f"remove these from deps of {stage}"
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_command_names_only_declared_paths(stage: str) -> None:
+    """Every path in a cmd is a dependency or output, or the folder that holds them."""
+    words = shlex.split(resolved(STAGES[stage]["cmd"]))
+    assert words[:3] == ["python", "-m", f"stages.{stage}"]
+    declared = paths(stage, "deps", "outs", "metrics", "plots")
+    flags = dict(zip(words[3::2], words[4::2], strict=True))
+    assert flags["--out"] == f"data/{stage}"
+    for flag, path in flags.items():
+        inside = [entry for entry in declared if entry == path or entry.startswith(f"{path}/")]
+        assert inside, f"{stage} {flag} {path} is in neither deps nor outs"
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_outputs_lie_in_the_stage_folder(stage: str) -> None:
+    """Each stage writes into data/<stage>/ and nowhere else."""
+    outputs = paths(stage, "outs", "metrics", "plots")
+    assert outputs
+    for path in outputs:
+        assert path == f"data/{stage}" or path.startswith(f"data/{stage}/")
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_stage_declares_the_params_and_paths_it_reads(stage: str) -> None:
+    """What main takes from params.yaml and from flags is what DVC tracks and passes."""
+    call = run_stage_call(stage)
+    assert isinstance(call.args[0], ast.Name)
+    assert call.args[0].id == stage
+    assert set(keyword(call, "sections")) == set(STAGES[stage]["params"])
+    words = shlex.split(STAGES[stage]["cmd"])
+    flags = {word.removeprefix("--").replace("-", "_") for word in words[3::2]}
+    assert set(keyword(call, "paths")) == flags
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_uncached_files_keep_the_run_cache_on(stage: str) -> None:
+    """DVC turns its run cache off for `cache: false` files outside the stage's metrics and plots.
+
+    fetch is meant to be without it: its manifest is in git and the weights are elsewhere.
+    """
+    entries = [e for e in STAGES[stage].get("outs", []) if isinstance(e, dict)]
+    uncached = [
+        path for e in entries for path, options in e.items() if options.get("cache") is False
+    ]
+    assert not uncached or stage == "fetch"
+    persistent = [path for e in entries for path, options in e.items() if options.get("persist")]
+    assert not persistent, "persist resumes one run with another run's data"
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))])
+def test_params_files_are_valid(path: Path) -> None:
+    """Every params file that we ship is complete and accepted."""
+    assert load_params(path)
+
+
+def test_presets_are_found() -> None:
+    """The loop above runs over something."""
+    assert len(list((ROOT / "presets").glob("*.yaml"))) >= 2
+    assert dotted(ROOT / "stages/train.py") == "stages.train"
