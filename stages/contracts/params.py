@@ -273,6 +273,9 @@ class SlimParams(Section):
     chooser: Literal["shares", "isolate", "greedy"] = Field(
         description="Order in which blocks are taken: by share, by isolate recovery, or greedily."
     )
+    candidates: Positive = Field(
+        description="Blocks that the greedy chooser tries at each step, best shares first."
+    )
     sigmas: Annotated[list[Sigma], Field(min_length=1)] = Field(
         description="Noise levels at which a set of blocks is scored without pictures."
     )

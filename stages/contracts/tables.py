@@ -183,12 +183,15 @@ PICTURES: Final = _table(
     ("prompt", "seed", "variant"),
     {
         # One row per picture of render; recovery is empty where the LoRA changes nothing.
+        # difference_peak: 99.5th percentile, in grey levels, of the absolute difference to the
+        # picture's reference (`full` for without:* and repeat, else `none`).
         "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
         "seed": _count(0),
         "variant": _text(rf"none|full|repeat|(?:only|without):{BLOCK_PATTERN}|subset:[\w-]+"),
         "mse_to_none": _real(0.0, 65025.0),
         "mse_to_full": _real(0.0, 65025.0),
         "recovery": _real(None, 1.0, nullable=True),
+        "difference_peak": _real(0.0, 255.0),
     },
 )
 

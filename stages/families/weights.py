@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-import huggingface_hub
-
 from stages.contracts.errors import Problem, WeightsError
+from stages.families.hub import download
 from stages.runtime.files import sha256_file, write_json
 
 HASHED_AGAIN_BYTES: Final = 64 << 20
@@ -82,12 +81,8 @@ def ensure_weights(manifest_path: Path) -> Path:
 def _local_folder(manifest: Manifest) -> Path:
     if manifest.repository is None:
         return Path(manifest.folder or ".")
-    return Path(
-        huggingface_hub.snapshot_download(
-            manifest.repository,
-            revision=manifest.revision,
-            allow_patterns=[file.path for file in manifest.files],
-        )
+    return download(
+        manifest.repository, manifest.revision or "", [file.path for file in manifest.files]
     )
 
 

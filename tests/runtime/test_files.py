@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from stages.runtime.files import rounded, sha256_file, write_json, write_safetensors
+from stages.runtime.files import rounded, sha256_file, write_json
+from stages.runtime.tensors import write_safetensors
 
 
 def test_safetensors_header_is_sorted_whatever_the_order_of_insertion(tmp_path: Path) -> None:

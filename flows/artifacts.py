@@ -1,0 +1,114 @@
+"""What a flow run leaves to look at in Prefect: states, metrics, contact sheet, report link."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from flows.graph import GraphError, run_dvc
+
+CONTACT_SHEET: Final = Path("data/evaluate/sheet.png")
+REPORT: Final = Path("data/report/index.html")
+IMAGE_LIMIT_BYTES: Final = 150_000
+"""A data: URI is a third longer than its bytes; 200 kB are the most we put into the database."""
+WIDEST_PX: Final = 1600
+_JPEG_QUALITY = 80
+_log = logging.getLogger(__name__)
+
+
+def publish_states(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Leave the table of stages: name, state, seconds."""
+    create_table_artifact(
+        table=[dict(row) for row in rows], key="stages", description="What each stage did"
+    )
+
+
+def publish_results(root: Path) -> None:
+    """Leave metrics, contact sheet and report link, as far as the pipeline in `root` has them."""
+    if metrics := metrics_markdown(root):
+        create_markdown_artifact(markdown=metrics, key="metrics", description="Metrics")
+    if (root / CONTACT_SHEET).is_file():
+        create_image_artifact(
+            image_url=image_uri(root / CONTACT_SHEET),
+            key="contact-sheet",
+            description="All blocks on one sheet",
+        )
+    if (root / REPORT).is_file():
+        create_link_artifact(
+            link=(root / REPORT).resolve().as_uri(), link_text="Report", key="report"
+        )
+
+
+def metrics_markdown(root: Path) -> str:
+    """Return the metrics as a Markdown table, and their change since the last commit.
+
+    Empty without metrics. The change is left out, with the reason in the log, where there is no
+    commit to compare with.
+    """
+    shown = json.loads(run_dvc(root, "metrics", "show", "--json"))
+    files = shown.get("", {}).get("data", {})
+    rows = [
+        f"| {path} | {name} | {value} |"
+        for path, content in sorted(files.items())
+        for name, value in _flat(content.get("data", {}))
+    ]
+    if not rows:
+        return ""
+    table = ["## Metrics", "", "| File | Metric | Value |", "|---|---|---|", *rows]
+    if difference := _metrics_difference(root):
+        table += ["", "## Change since the last commit", "", difference]
+    return "\n".join(table)
+
+
+def image_uri(path: Path) -> str:
+    """Return a picture as a data: URI of a JPEG, made smaller until it fits into the limit."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    width_px = min(picture.width, WIDEST_PX)
+    while True:
+        height_px = max(1, round(picture.height * width_px / picture.width))
+        smaller = picture.resize((width_px, height_px), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        smaller.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        if buffer.tell() <= IMAGE_LIMIT_BYTES:
+            return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        width_px = max(1, width_px * 3 // 4)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in sorted(content.items()):
+        name = f"{prefix}{key}"
+        found += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+    return found
+
+
+def _metrics_difference(root: Path) -> str:
+    head = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", "HEAD"],
+        cwd=root,
+        capture_output=True,
+        check=False,
+    )
+    if head.returncode != 0:
+        _log.info("no commit yet: metrics are shown without a comparison")
+        return ""
+    try:
+        return run_dvc(root, "metrics", "diff", "--md", "HEAD").strip()
+    except GraphError as error:
+        _log.warning("metrics are shown without a comparison: %s", error)
+        return ""

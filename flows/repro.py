@@ -1,0 +1,171 @@
+"""What DVC made of one stage: Ran, Unchanged or FromRunCache. Imports no prefect.
+
+A stage is run as the child process `dvc repro --single-item STAGE`, not through `dvc.repo.Repo`:
+two Repo objects in one process were seen to run the same stage twice at once, and a child
+process gives output, an exit code and something to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from flows import processes
+from flows.environment import child_environment
+from flows.failure import failure_message, is_busy
+from flows.graph import DVC
+from stages.contracts.errors import BlocklensError
+
+_ADVICE: Final = re.compile(
+    r"\s*$|To track the changes with git|To enable auto staging|\tgit add |\tdvc config |"
+    r"Use `dvc push`"
+)
+"""What DVC says after every stage, and nobody wants to read eleven times in a log."""
+
+KEPT_BYTES: Final = 4 << 20
+"""Outputs up to this size are kept aside during a run. Metrics are a few hundred bytes."""
+CHECKOUT_TIMEOUT_S: Final = 600.0
+
+
+class StageFailedError(BlocklensError, RuntimeError):
+    """A stage did not do its work; the message is the stage's own."""
+
+
+class CheckoutInUseError(BlocklensError, RuntimeError):
+    """Another flow runs in this checkout."""
+
+
+class Outcome(StrEnum):
+    """What a successful `dvc repro --single-item` did."""
+
+    RAN = "Ran"
+    UNCHANGED = "Unchanged"
+    FROM_RUN_CACHE = "FromRunCache"
+
+
+_OUTCOME_LINES: Final = (
+    (re.compile(r"^Running stage '.+':$"), Outcome.RAN),
+    (re.compile(r"^Stage '.+' didn't change, skipping$"), Outcome.UNCHANGED),
+    (re.compile(r"^Stage '.+' is cached - skipping run"), Outcome.FROM_RUN_CACHE),
+)
+"""dvc 3.67: dvc/stage/run.py, dvc/stage/__init__.py, dvc/stage/cache.py."""
+
+
+def run_stage(
+    root: Path,
+    stage: str,
+    on_line: Callable[[str], None],
+    *,
+    force: bool = False,
+    timeout_s: float | None = None,
+) -> Outcome:
+    """Reproduce one stage, give each line of its output to `on_line`, and return what happened.
+
+    Raises StageFailedError with the stage's own message on failure, or when `timeout_s` is over.
+    Whatever ends the stage early, DVC has deleted its outputs by then: those of the last good
+    run are put back.
+    """
+    command = [*DVC, "repro", "--single-item", *(["--force"] if force else []), stage]
+    kept = _keep_small_outputs(root, stage)
+    try:
+        finished = processes.run_streamed(
+            command,
+            directory=root,
+            environment=child_environment(),
+            on_line=lambda line: None if _ADVICE.match(line) else on_line(line),
+            timeout_s=timeout_s,
+        )
+    except BaseException:
+        _restore(root, stage, kept, on_line)
+        raise
+    if finished.exit_code == 0:
+        return _outcome(finished.lines)
+    # Then the stage belongs to another dvc, and so do its outputs.
+    if not is_busy(finished.lines):
+        _restore(root, stage, kept, on_line)
+    if finished.timed_out:
+        raise StageFailedError(f"{stage}: stopped after {timeout_s:g} s, its timeout_s in dvc.yaml")
+    raise StageFailedError(failure_message(stage, finished.lines))
+
+
+@contextlib.contextmanager
+def exclusive_run(root: Path) -> Iterator[None]:
+    """Hold this checkout for one flow; raises CheckoutInUseError if another flow holds it.
+
+    DVC's own locks refuse only the same stage at the same time: two flows would go through
+    dvc.lock side by side. The lock is a flock(2), so it ends with the process.
+    """
+    path = root / ".blocklens" / "flow.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckoutInUseError(
+                f"{root}: another flow is running in this checkout. Wait for it, stop it, or use "
+                "a clone of your own"
+            ) from error
+        yield
+
+
+def _outcome(lines: tuple[str, ...]) -> Outcome:
+    for line in lines:
+        for pattern, outcome in _OUTCOME_LINES:
+            if pattern.match(line):
+                return outcome
+    return Outcome.RAN  # a long output pushed the line out of the lines kept
+
+
+def _locked_outputs(root: Path, stage: str) -> list[Path]:
+    """Return the outputs of the stage's last good run, from dvc.lock."""
+    file, _, name = stage.rpartition(":")
+    folder = root / Path(file).parent
+    lock = folder / "dvc.lock"
+    if not lock.is_file():
+        return []
+    document: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
+    entry = (document.get("stages") or {}).get(name) or {}
+    return [folder / out["path"] for out in entry.get("outs", [])]
+
+
+def _keep_small_outputs(root: Path, stage: str) -> dict[Path, bytes]:
+    """Return the bytes of small output files: those outside the cache have no other copy."""
+    files = (path for path in _locked_outputs(root, stage) if path.is_file())
+    return {path: path.read_bytes() for path in files if path.stat().st_size <= KEPT_BYTES}
+
+
+def _restore(
+    root: Path, stage: str, kept: dict[Path, bytes], on_line: Callable[[str], None]
+) -> None:
+    """Put back the outputs of the last good run, as far as the cache and `kept` have them."""
+    if not _locked_outputs(root, stage):
+        return
+    for path, content in kept.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # it may be a link into the cache
+            path.write_bytes(content)
+    command = [*DVC, "--quiet", "checkout", "--force", stage]
+    try:
+        subprocess.run(
+            command,
+            cwd=root,
+            env=child_environment(),
+            capture_output=True,
+            text=True,
+            timeout=CHECKOUT_TIMEOUT_S,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        reason = getattr(error, "stderr", None) or error
+        on_line(f"{stage}: its last good outputs could not be put back: {reason}")
+    else:
+        on_line(f"{stage}: the outputs of its last good run are back in place")

@@ -1,0 +1,145 @@
+"""An adapter on a model, through PEFT: put on for training or for pictures, read back, taken off.
+
+PEFT is told whole names (see patterns.py), and the layers it found are compared with those asked
+for.
+
+The adapter is float32 also where the base is bfloat16: PEFT would cast it to the base's dtype.
+PEFT's layer then casts its input to float32, adds the two results in float32 and casts the sum
+back (peft, src/peft/tuners/lora/layer.py, Linear.forward).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import torch
+from diffusers import FluxTransformer2DModel
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from stages.adapters.compatibility import linear_shapes, require_fit, require_modules
+from stages.adapters.keys import Key, format_key
+from stages.adapters.module import Adapter, LoraPair
+from stages.adapters.patterns import exact_config
+from stages.families.noise import keyed_generator
+
+ADAPTER_NAME: Final = "default"
+"""PEFT's name for the one adapter that a transformer of ours carries."""
+
+_KAIMING_SLOPE: Final = math.sqrt(5)  # LoRA's reference code and PEFT: kaiming_uniform_(a=sqrt(5))
+
+
+def add_lora(
+    transformer: FluxTransformer2DModel,
+    modules: Sequence[str],
+    rank: int,
+    alpha: float,
+    seed: int,
+) -> None:
+    """Put a new, trainable float32 LoRA on exactly `modules`; the base is frozen.
+
+    A is Kaiming-uniform, drawn from a stream of (seed, module name), so it depends on no other
+    module; B is zero, so that the model's output does not change.
+
+    Raises:
+        AdapterError: the model lacks some of the modules.
+        ValueError: there is no module, one is named twice, or the model carries an adapter.
+    """
+    shapes = _free_shapes(transformer)
+    if not modules or len(set(modules)) != len(modules):
+        raise ValueError("modules must be named, and each only once")
+    require_modules(modules, shapes)
+    pairs = {}
+    for module in modules:
+        rows, columns = shapes[module]
+        down = torch.empty(rank, columns)
+        generator = keyed_generator(seed, "lora", module)
+        nn.init.kaiming_uniform_(down, a=_KAIMING_SLOPE, generator=generator)
+        pairs[module] = LoraPair(down, torch.zeros(rows, rank), alpha)
+    _inject(transformer, pairs, trainable=True)
+
+
+def attach_adapter(transformer: FluxTransformer2DModel, adapter: Adapter) -> None:
+    """Put an adapter on the model for inference: frozen, float32, with its own alphas.
+
+    Raises:
+        AdapterError: the adapter has modules that the model lacks, or other shapes.
+        ValueError: the adapter is empty, or the model carries one already.
+    """
+    shapes = _free_shapes(transformer)
+    if not adapter.modules:
+        raise ValueError("the adapter has no modules")
+    require_fit(adapter, shapes)
+    _inject(transformer, adapter.modules, trainable=False)
+
+
+def lora_layers(transformer: FluxTransformer2DModel) -> dict[str, LoraLayer]:
+    """Return PEFT's layer of every module that carries the adapter, in model order.
+
+    Its matrices are `layer.lora_A[ADAPTER_NAME]` and `layer.lora_B[ADAPTER_NAME]`.
+    """
+    return {
+        name: layer for name, layer in transformer.named_modules() if isinstance(layer, LoraLayer)
+    }
+
+
+def lora_parameters(transformer: FluxTransformer2DModel) -> dict[str, nn.Parameter]:
+    """Return the adapter's matrices under the names they have in a file, in model order."""
+    parameters = {}
+    for module, layer in lora_layers(transformer).items():
+        parameters[format_key(Key(module, "down"))] = layer.lora_A[ADAPTER_NAME].weight
+        parameters[format_key(Key(module, "up"))] = layer.lora_B[ADAPTER_NAME].weight
+    return parameters
+
+
+def extract_adapter(transformer: FluxTransformer2DModel, metadata: Mapping[str, str]) -> Adapter:
+    """Return a copy of the adapter that the model carries, float32 on the CPU, with `metadata`."""
+    modules = {
+        module: LoraPair(
+            _copy(layer.lora_A[ADAPTER_NAME].weight),
+            _copy(layer.lora_B[ADAPTER_NAME].weight),
+            float(layer.lora_alpha[ADAPTER_NAME]),
+        )
+        for module, layer in lora_layers(transformer).items()
+    }
+    return Adapter(modules, dict(metadata))
+
+
+def detach(transformer: FluxTransformer2DModel) -> None:
+    """Take the adapter off; the model is the base again, in the same tensors."""
+    transformer.unload_lora()
+
+
+def _free_shapes(transformer: FluxTransformer2DModel) -> dict[str, tuple[int, int]]:
+    if lora_layers(transformer):
+        raise ValueError("the transformer carries an adapter already; call detach first")
+    return linear_shapes(transformer)
+
+
+def _inject(
+    transformer: FluxTransformer2DModel, pairs: Mapping[str, LoraPair], *, trainable: bool
+) -> None:
+    # low_cpu_mem_usage leaves PEFT's own matrices without storage: no draw from torch's global
+    # generator, no cast to the base's dtype. Ours take their place below.
+    config = LoraConfig(lora_dropout=0.0, **exact_config(pairs))
+    inject_adapter_in_model(config, transformer, ADAPTER_NAME, low_cpu_mem_usage=True)
+    layers = lora_layers(transformer)
+    if layers.keys() != pairs.keys():
+        detach(transformer)
+        raise RuntimeError(f"PEFT put LoRA on {len(layers)} layers instead of {len(pairs)}")
+    for module, layer in layers.items():
+        device = layer.get_base_layer().weight.device
+        for matrices, value in (
+            (layer.lora_A, pairs[module].down),
+            (layer.lora_B, pairs[module].up),
+        ):
+            copy = value.detach().to(device, torch.float32, copy=True)
+            matrices[ADAPTER_NAME].weight = nn.Parameter(copy, requires_grad=trainable)
+        layer.train(transformer.training)
+
+
+def _copy(parameter: nn.Parameter) -> torch.Tensor:
+    return parameter.detach().to("cpu", torch.float32, copy=True)

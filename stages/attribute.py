@@ -1,0 +1,140 @@
+"""Each block's share of what the LoRA does, without a picture per block.
+
+Reads:   the base model (--weights: its manifest), the adapter (--adapter).
+Writes:  shares.csv (SHARES), metrics.json.
+Params:  attribute, model, sampling, prompts.
+
+Shares are integrated gradients over block gates (lens/attribution.py) at noised pictures of the
+development prompts (sampling/probes.py). They are averaged over noise levels, then over prompts
+and seeds, whose bootstrap gives the intervals. `prior` is what the weights alone say: the norm of
+each block's Delta W relative to its W, scaled to sum to 1.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from stages.adapters.base_weights import open_linear_weights
+from stages.adapters.compatibility import require_fit
+from stages.adapters.files import read_adapter
+from stages.adapters.module import Adapter
+from stages.adapters.norms import block_norms
+from stages.contracts.errors import AdapterError, Problem
+from stages.contracts.params import AttributeParams, ModelParams, PromptsParams, SamplingParams
+from stages.contracts.tables import SHARES, write_table
+from stages.families.weights import ensure_weights
+from stages.lens.attribution import block_shares, measure_effect
+from stages.lens.selection import blocks_for
+from stages.lens.statistics import bootstrap_means, interval
+from stages.runtime.console import run_stage
+from stages.runtime.files import rounded, write_json
+from stages.runtime.outputs import replace_folder
+from stages.sampling.generation import open_generator
+from stages.sampling.probes import make_probes, probe_velocity
+from stages.sampling.prompts import name_prompts
+
+_log = logging.getLogger(__name__)
+
+
+def attribute(
+    params: AttributeParams,
+    model: ModelParams,
+    sampling: SamplingParams,
+    prompts: PromptsParams,
+    *,
+    weights: Path,
+    adapter: Path,
+    out: Path,
+) -> None:
+    """Write the share of every block present, with its interval and prior, into `out`.
+
+    Raises:
+        AdapterError: the adapter cannot be read, does not fit the base model, or has no effect.
+        WeightsError: the base weights are missing or changed.
+    """
+    source = read_adapter(adapter)
+    folder = ensure_weights(weights)
+    priors = _priors(source, folder, adapter)
+    develop = name_prompts(prompts).develop
+    pictures = [(prompt.name, seed) for prompt in develop for seed in prompts.seeds]
+    _log.info(
+        "shares of %d blocks from %d prompts, %d seeds, %d noise levels and %d nodes",
+        len(source.blocks),
+        len(develop),
+        len(prompts.seeds),
+        len(params.sigmas),
+        params.nodes,
+    )
+    with open_generator(folder, source, develop, model, sampling) as generator:
+        probes = make_probes(generator, pictures, params.sigmas, sampling)
+        velocity = probe_velocity(generator, probes, sampling.guidance)
+        if params.gradient_checkpointing:
+            generator.transformer.enable_gradient_checkpointing()
+        effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
+        shares = block_shares(effect, params.nodes, sampling.batch)
+    shape = (len(develop), len(prompts.seeds), len(params.sigmas), len(source.blocks))
+    table = _table(source, shares.reshape(shape).mean(axis=2), priors, params)
+    with replace_folder(out) as work:
+        write_table(SHARES, table, work / "shares.csv")
+        write_json(work / "metrics.json", _metrics(table, shares))
+
+
+def _priors(adapter: Adapter, folder: Path, path: Path) -> npt.NDArray[np.float64]:
+    """Return |Delta W| / |W| of each block present, scaled to sum to 1."""
+    with open_linear_weights(folder) as linears:
+        require_fit(adapter, linears.shapes)
+        norms = block_norms(adapter, linears.read)
+    relative = np.array([norms[block].relative for block in adapter.blocks])
+    if relative.sum() == 0.0:
+        problem = Problem(str(path), "Delta W is zero everywhere", "Name a trained LoRA.")
+        raise AdapterError("The adapter has no effect", [problem])
+    priors: npt.NDArray[np.float64] = relative / relative.sum()
+    return priors
+
+
+def _table(
+    adapter: Adapter,
+    shares: npt.NDArray[np.float64],
+    priors: npt.NDArray[np.float64],
+    params: AttributeParams,
+) -> pd.DataFrame:
+    """Return the SHARES table of shares [prompts, seeds, blocks]."""
+    means = bootstrap_means(shares, params.resamples, params.seed)
+    low, high = interval(means, params.confidence)
+    return pd.DataFrame(
+        {
+            "block": [str(block) for block in adapter.blocks],
+            "share": shares.mean(axis=(0, 1)),
+            "low": low,
+            "high": high,
+            "prior": priors,
+        }
+    )
+
+
+def _metrics(table: pd.DataFrame, shares: npt.NDArray[np.float64]) -> dict[str, float | int]:
+    """Return the metrics; the completeness error is that of the worst probe."""
+    means = table["share"].tolist()
+    return {
+        "completeness_error": rounded(float(np.abs(shares.sum(axis=1) - 1.0).max()), 3),
+        "top_block_share": rounded(max(means)),
+        "blocks_for_half": blocks_for(means, 0.5),
+    }
+
+
+def main() -> None:
+    """Run the stage as dvc.yaml does."""
+    run_stage(
+        attribute,
+        sections=("attribute", "model", "sampling", "prompts"),
+        paths=("weights", "adapter", "out"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The first screen: the LoRA in one sentence, its numbers, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stages.contracts.params import Params
+from stages.reporting.block_map import share_is_uncertain
+from stages.reporting.evidence import Evidence
+from stages.reporting.pairs import DEVELOP, WITHOUT_TRIGGER, Pair, read_pairs
+from stages.reporting.pictures import thumbnail
+from stages.reporting.words import (
+    agreement,
+    count,
+    decimal,
+    error,
+    file_size,
+    grey_levels,
+    percent,
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number in large type and what it means."""
+
+    figure: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason to trust, or to doubt, the numbers; `caution` where it is a reason to doubt."""
+
+    name: str
+    figure: str
+    meaning: str
+    caution: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The base model's and the LoRA's picture of one pair, as data URIs."""
+
+    key: str
+    words: str
+    none: str
+    full: str
+    with_trigger: bool
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the first screen says."""
+
+    title: str
+    trigger: str
+    base: str
+    effect_mse: float
+    grey_levels: str
+    blocks_for_half: int
+    blocks_present: int
+    leader: str
+    leader_share: float
+    facts: Sequence[Fact]
+    findings: Sequence[Finding]
+    anecdotal: bool
+    comparisons: Sequence[Comparison]
+
+
+def tell_overview(evidence: Evidence, params: Params) -> Overview:
+    """Return the words and pictures of the first screen."""
+    measured, leader = evidence.metrics["evaluate"], evidence.ranked[0]
+    pairs = [
+        *read_pairs(evidence.rendered, evidence.folders.rendered, DEVELOP),
+        *read_pairs(evidence.rendered, evidence.folders.rendered, WITHOUT_TRIGGER),
+    ]
+    return Overview(
+        title=params.report.title,
+        trigger=params.caption.trigger,
+        base=base_name(evidence),
+        effect_mse=measured["effect_mse"],
+        grey_levels=grey_levels(measured["effect_mse"]),
+        blocks_for_half=int(evidence.metrics["attribute"]["blocks_for_half"]),
+        blocks_present=len(evidence.present),
+        leader=str(leader.block),
+        leader_share=leader.numbers["share"],
+        facts=_facts(evidence),
+        findings=_findings(evidence, params),
+        anecdotal=is_anecdotal(evidence),
+        comparisons=[_comparison(pair, params.report.thumbnail_px) for pair in pairs],
+    )
+
+
+def base_name(evidence: Evidence) -> str:
+    """Return the base model's name: its repository, or the last part of its folder."""
+    repository, folder = evidence.weights.get("repository"), evidence.weights.get("folder")
+    return str(repository or str(folder).rstrip("/").rpartition("/")[2])
+
+
+def is_anecdotal(evidence: Evidence) -> bool:
+    """Return whether all pictures are of one prompt with one seed."""
+    measured = evidence.metrics["evaluate"]
+    return measured["prompts"] * measured["seeds"] <= 1
+
+
+def _facts(evidence: Evidence) -> list[Fact]:
+    train, slim = evidence.metrics["train"], evidence.metrics["slim"]
+    whole = evidence.folders.adapter.stat().st_size
+    return [
+        Fact(
+            percent(-train["improvement"], 0),
+            "validation loss against the base model, on pictures that were never trained on",
+        ),
+        Fact(
+            f"{evidence.metrics['attribute']['blocks_for_half']:.0f} of {len(evidence.present)}",
+            "blocks do half of the whole effect",
+        ),
+        Fact(
+            percent(slim["bytes_ratio"], 0),
+            f"of the file is left when slim: {file_size(whole)} becomes {file_size(slim['bytes'])}",
+        ),
+        Fact(
+            percent(slim["recovery"], 0),
+            "of the effect recovered by the slim file on held-out prompts, "
+            f"lower bound {percent(slim['recovery_low'], 0)}",
+        ),
+    ]
+
+
+def _findings(evidence: Evidence, params: Params) -> list[Finding]:
+    findings = [_sample_size(evidence, params), _completeness(evidence), _uncertain(evidence)]
+    measured = evidence.metrics["evaluate"]
+    if "rank_tau" in measured:
+        findings.append(_ranking(measured["rank_tau"]))
+    if "noise_floor_mse" in measured:
+        findings.append(_noise_floor(evidence, measured["noise_floor_mse"]))
+    if "bleed" in measured:
+        findings.append(_bleed(measured["bleed"]))
+    return findings
+
+
+def _sample_size(evidence: Evidence, params: Params) -> Finding:
+    measured = evidence.metrics["evaluate"]
+    prompts, seeds = int(measured["prompts"]), int(measured["seeds"])
+    coverage = percent(params.attribute.confidence, 0)
+    if is_anecdotal(evidence):
+        meaning = "One prompt with one seed is an anecdote: it says nothing about other prompts."
+    else:
+        meaning = (
+            f"{count(prompts * seeds, 'picture')} per block. Intervals cover {coverage}, "
+            "by resampling prompts, then seeds."
+        )
+        if prompts * seeds < 8:
+            meaning += " Few: read neighbours in the ranking as equal."
+    return Finding("Sample", f"{prompts} × {seeds}", meaning, prompts * seeds < 8)
+
+
+def _completeness(evidence: Evidence) -> Finding:
+    gap = evidence.metrics["attribute"]["completeness_error"]
+    meaning = "is how far the shares are from adding up to exactly 100 %."
+    return Finding("Completeness", percent(gap, 2), meaning, gap > 0.05)
+
+
+def _uncertain(evidence: Evidence) -> Finding:
+    number = sum(share_is_uncertain(result) for result in evidence.present)
+    total = len(evidence.present)
+    meaning = "blocks have an interval that includes 0: they may do nothing at all."
+    return Finding("Near zero", f"{number} of {total}", meaning, number > total / 2)
+
+
+def _ranking(tau: float) -> Finding:
+    meaning = (
+        f"{agreement(tau).capitalize()} agreement (Kendall τ) between shares and the pictures of "
+        "single blocks. Blocks act together, so the two need not rank alike."
+    )
+    return Finding("Agreement", decimal(tau), meaning, tau < 0.4)
+
+
+def _noise_floor(evidence: Evidence, floor: float) -> Finding:
+    errors = [result.number("only_mse_to_none") for result in evidence.present]
+    below = sum(value is not None and value <= floor for value in errors)
+    meaning = (
+        "is the MSE between two runs of the same picture; "
+        f"{count(below, 'block')} of {len(evidence.present)} change no more than that."
+    )
+    return Finding("Noise floor", error(floor), meaning, below > 0)
+
+
+def _bleed(bleed: float) -> Finding:
+    meaning = "of the effect also happens in prompts without the trigger word."
+    return Finding("Bleed", percent(bleed, 0), meaning, bleed > 0.25)
+
+
+def _comparison(pair: Pair, longest_px: int) -> Comparison:
+    return Comparison(
+        key=pair.key,
+        words=pair.words,
+        none=thumbnail(pair.files["none"], longest_px),
+        full=thumbnail(pair.files["full"], longest_px),
+        with_trigger=not pair.prompt.startswith(WITHOUT_TRIGGER),
+    )

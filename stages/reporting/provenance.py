@@ -1,0 +1,135 @@
+"""Where everything comes from: files with their hashes, versions, params, commands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+
+from stages.contracts.params import Params
+from stages.reporting.evidence import Evidence
+
+PACKAGES: Final = (
+    "accelerate",
+    "diffusers",
+    "dvc",
+    "numpy",
+    "opencv-python-headless",
+    "pandas",
+    "peft",
+    "pillow",
+    "safetensors",
+    "torch",
+    "transformers",
+)
+"""Packages whose version can change pictures or weights."""
+
+_METADATA_SHOWN: Final = 400  # characters; tag frequencies of large sets run to pages
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """A file, as a person would name it, with its SHA-256."""
+
+    name: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of params.yaml with the sentence that explains it."""
+
+    key: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is needed to make the same files again, and to see that they are the same."""
+
+    base: str
+    files: Sequence[HashedFile]
+    versions: Sequence[tuple[str, str]]
+    settings: Mapping[str, Sequence[Setting]]
+    metadata: Sequence[tuple[str, str]]
+    weights: Sequence[tuple[str, str]]
+
+
+def trace_provenance(evidence: Evidence, params: Params) -> Provenance:
+    """Return the origins; paths are shown as dvc.yaml writes them, never absolute."""
+    folders, weights = evidence.folders, evidence.weights
+    revision = f" at revision {weights['revision']}" if weights.get("revision") else ""
+    files = {
+        "The LoRA": folders.adapter,
+        "The slim LoRA": folders.slimmed / "adapter-slim.safetensors",
+        "Manifest of the base weights": folders.manifest,
+        "Manifest of the pictures": folders.prepared / "manifest.csv",
+        "Captions": folders.captioned / "captions.csv",
+    }
+    return Provenance(
+        base=f"{weights.get('repository') or weights.get('folder')}{revision}",
+        files=[
+            HashedFile(name, _shown_path(path), _sha256(path))
+            for name, path in files.items()
+            if path.is_file()
+        ],
+        versions=[("python", platform.python_version()), *_versions()],
+        settings=_settings(params),
+        metadata=_metadata(folders.adapter),
+        weights=[(file["path"], file["sha256"]) for file in weights["files"]],
+    )
+
+
+def _shown_path(path: Path) -> str:
+    """Return the path from the repository's root: its last three parts at most, if absolute."""
+    return Path(*path.parts[-3:]).as_posix() if path.is_absolute() else path.as_posix()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            found.append((package, "not installed"))
+    return found
+
+
+def _settings(params: Params) -> dict[str, list[Setting]]:
+    sections: dict[str, list[Setting]] = {}
+    for name in type(params).model_fields:
+        section: Any = getattr(params, name)
+        fields = type(section).model_fields
+        sections[name] = [
+            Setting(key, _written(value), fields[key].description or "")
+            for key, value in section.model_dump().items()
+        ]
+    return sections
+
+
+def _written(value: object) -> str:
+    """Return a value as YAML readers know it: JSON, but plain text without quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _metadata(adapter: Path) -> list[tuple[str, str]]:
+    with safe_open(adapter, framework="numpy") as file:
+        fields: dict[str, str] = file.metadata() or {}
+    return [
+        (key, text if len(text) <= _METADATA_SHOWN else f"{text[:_METADATA_SHOWN]}…")
+        for key, text in sorted(fields.items())
+    ]

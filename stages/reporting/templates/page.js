@@ -1,0 +1,181 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const one = (selector, root = document) => root.querySelector(selector);
+  const gallery = one("#gallery");
+  const cards = new Map(all(".card").map((card) => [card.dataset.block, card]));
+  const modelOrder = all(".map-frame.wide-only [data-block]").map((cell) => cell.dataset.block);
+  const state = { pair: one("#pair").value, mode: (one("[data-mode]") || { dataset: {} }).dataset.mode };
+
+  // Light and dark: as the system says, until someone presses the button.
+  one("#theme").addEventListener("click", () => {
+    const root = document.documentElement;
+    const dark = root.dataset.theme === "auto" ? matchMedia("(prefers-color-scheme: dark)").matches : root.dataset.theme === "dark";
+    root.dataset.theme = dark ? "light" : "dark";
+  });
+
+  const slide = (slider) => slider.closest(".compare").style.setProperty("--split", slider.value + "%");
+  all(".compare input").forEach((slider) => slider.addEventListener("input", () => slide(slider)));
+
+  const press = (buttons, pressed) => buttons.forEach((button) => button.setAttribute("aria-pressed", String(button === pressed)));
+  const comparisons = all("[data-show]");
+  comparisons.forEach((button) => button.addEventListener("click", () => {
+    press(comparisons, button);
+    all(".comparison").forEach((figure) => { figure.hidden = figure.dataset.pair !== button.dataset.show; });
+  }));
+
+  // The gallery shows one pair in one mode.
+  const shown = (element) => element.dataset.pair === state.pair && element.dataset.mode === state.mode;
+  const shotOf = (card) => all(".shot", card).find(shown);
+  const showShots = () => all(".shot, .recovery", gallery).forEach((element) => { element.hidden = !shown(element); });
+
+  const sortKeys = {
+    share: (card) => Number(card.dataset.rank),
+    order: (card) => modelOrder.indexOf(card.dataset.block),
+    recovery: (card) => -Number(shotOf(card).dataset.recovery || -Infinity),
+    mse: (card) => -Number(shotOf(card).dataset.mse),
+  };
+  const filters = {
+    all: () => true,
+    top: (card) => Number(card.dataset.rank) <= 12,
+    kept: (card) => card.dataset.kept === "yes",
+    double: (card) => card.dataset.stack === "double",
+    single: (card) => card.dataset.stack === "single",
+  };
+  const arrange = () => {
+    showShots();
+    const key = sortKeys[one("#sort").value], keep = filters[one("#filter").value];
+    [...cards.values()].map((card) => [key(card), card]).sort((a, b) => a[0] - b[0]).forEach(([, card]) => {
+      card.hidden = !keep(card);
+      gallery.append(card);
+    });
+  };
+  one("#pair").addEventListener("change", (event) => { state.pair = event.target.value; arrange(); inspect(inspected); });
+  one("#sort").addEventListener("change", arrange);
+  one("#filter").addEventListener("change", arrange);
+  const modes = all("[data-mode]").filter((element) => element.matches("button"));
+  modes.forEach((button) => button.addEventListener("click", () => { state.mode = button.dataset.mode; press(modes, button); arrange(); inspect(inspected); }));
+  // From the picture (0) over its changed parts alone (0.7) to the bare map (1); as in page.py.
+  one("#overlay").addEventListener("input", (event) => {
+    const at = event.target.value / 100;
+    const veil = Array.from({ length: 17 }, (_, step) => {
+      const glow = (step / 16) ** 0.6;
+      return (at <= 0.7 ? (at / 0.7) * glow : glow + ((at - 0.7) / 0.3) * (1 - glow)).toFixed(3);
+    });
+    one("#veil").setAttribute("tableValues", veil.join(" "));
+  });
+  const ownScale = () => {
+    const own = one("#own-scale").checked;
+    gallery.classList.toggle("own", own);
+    all("#scale [data-own]").forEach((element) => { element.hidden = !own; });
+    all("#scale [data-shared]").forEach((element) => { element.hidden = own; });
+  };
+  one("#own-scale").addEventListener("change", ownScale);
+
+  // The map: hover and focus tell, Enter and click open.
+  let inspected = gallery.firstElementChild.dataset.block;
+  const inspect = (name) => {
+    const card = cards.get(name), cell = one(`.map-frame [data-block="${name}"]`), panel = one("#inspector");
+    inspected = name;
+    all(".map-frame [data-block]").forEach((other) => other.classList.toggle("current", other.dataset.block === name));
+    one("[data-field=name]", panel).textContent = name;
+    one("[data-field=sentence]", panel).textContent = card ? card.dataset.sentence : cell.getAttribute("aria-label");
+    one(".pairs", panel).hidden = !card;
+    const place = one(".inspector-shot", panel);
+    place.hidden = !card;
+    if (!card) return;
+    one("[data-field=rank]", panel).textContent = `${card.dataset.rank} of ${cards.size}`;
+    one("[data-field=only]", panel).textContent = card.dataset.only;
+    one("[data-field=without]", panel).textContent = card.dataset.without;
+    place.replaceChildren(shotOf(card).cloneNode(true));
+  };
+  all(".map-frame").forEach((frame) => {
+    const cells = all("[data-block]", frame);
+    const rove = (cell) => cells.forEach((other) => other.setAttribute("tabindex", other === cell ? "0" : "-1"));
+    rove(cells[0]);
+    cells.forEach((cell, index) => {
+      cell.addEventListener("pointerenter", () => inspect(cell.dataset.block));
+      cell.addEventListener("focus", () => { rove(cell); inspect(cell.dataset.block); });
+      cell.addEventListener("click", (event) => { event.preventDefault(); inspect(cell.dataset.block); open(cell.dataset.block); });
+      cell.addEventListener("keydown", (event) => {
+        const box = (item) => one(".ground", item).getBBox();
+        const here = box(cell);
+        const beside = { ArrowRight: cells[index + 1], ArrowLeft: cells[index - 1], Home: cells[0], End: cells[cells.length - 1] };
+        const column = (direction) => cells.filter((other) => direction * (box(other).y - here.y) > 1)
+          .sort((a, b) => Math.abs(box(a).y - here.y) - Math.abs(box(b).y - here.y) || Math.abs(box(a).x - here.x) - Math.abs(box(b).x - here.x))[0];
+        const next = event.key === "ArrowDown" ? column(1) : event.key === "ArrowUp" ? column(-1) : beside[event.key];
+        if (next) { event.preventDefault(); next.focus(); }
+      });
+    });
+  });
+
+  // All pictures of one block, next to both references.
+  const detail = one("#detail");
+  const figure = (image, words) => {
+    const made = document.createElement("figure"), caption = document.createElement("figcaption");
+    caption.textContent = words;
+    made.append(image, caption);
+    return made;
+  };
+  const open = (name) => {
+    const card = cards.get(name);
+    if (!card) return;
+    one("#detail-name").textContent = name;
+    one(".detail-numbers").textContent = card.dataset.sentence;
+    const pairs = all("#pair option").map((option) => {
+      const block = document.createElement("div"), title = document.createElement("p"), row = document.createElement("div");
+      const references = one(`.comparison[data-pair="${option.value}"]`);
+      const images = [figure(one(".left", references).cloneNode(), "without LoRA")];
+      all(`.shot[data-pair="${option.value}"]`, card).forEach((shot) => {
+        const copy = shot.cloneNode(true);
+        copy.hidden = false;
+        images.push(figure(copy, (shot.dataset.mode === "only" ? "alone" : "without it") + (shot.dataset.recovery ? `, recovery ${Number(shot.dataset.recovery).toFixed(2)}` : "")));
+      });
+      images.push(figure(one(".right", references).cloneNode(), "with LoRA"));
+      block.className = "detail-pair";
+      row.className = one("#own-scale").checked ? "detail-row own" : "detail-row";
+      row.style.setProperty("--shown", images.length);
+      title.textContent = option.textContent;
+      row.append(...images);
+      block.append(title, row);
+      return block;
+    });
+    one(".detail-grid").replaceChildren(...pairs);
+    detail.showModal();
+  };
+  all(".open").forEach((button) => button.addEventListener("click", () => open(button.closest(".card").dataset.block)));
+  detail.addEventListener("click", (event) => { if (event.target === detail) detail.close(); });
+  all("a[data-block]").filter((link) => !link.closest(".map-frame")).forEach((link) => link.addEventListener("click", (event) => { event.preventDefault(); open(link.dataset.block); }));
+
+  // The table sorts by its cells' data-value: numbers as numbers, empty cells last.
+  const table = one("#ranking-table");
+  all("thead th", table).forEach((head, column) => one("button", head).addEventListener("click", () => {
+    const ascending = head.getAttribute("aria-sort") === "descending" || (!head.hasAttribute("aria-sort") && column < 2);
+    const value = (row) => row.cells[column].dataset.value;
+    const compare = (a, b) => {
+      if (value(a) === "" || value(b) === "") return (value(a) === "") - (value(b) === "");
+      const numeric = Number(value(a)) - Number(value(b));
+      return (ascending ? 1 : -1) * (Number.isNaN(numeric) ? value(a).localeCompare(value(b)) : numeric);
+    };
+    all("thead th", table).forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+    const body = table.tBodies[0];
+    body.append(...[...body.rows].sort(compare));
+  }));
+
+  all(".copy").forEach((button) => button.addEventListener("click", async () => {
+    const code = one("code", button.parentElement);
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  }));
+
+  arrange();
+  ownScale();
+  inspect(inspected);
+})();

@@ -1,0 +1,184 @@
+"""Pictures from prompts, seeds and gates, in batches of one fixed size.
+
+The sampler is FluxPipeline's: Euler steps on the flow's ordinary differential equation over the
+scheduler's own noise levels (diffusers, FlowMatchEulerDiscreteScheduler.step), from the noise
+that the pipeline draws for the same seed. A batch that is not full is padded, because matrix
+products of another size round differently: a picture does not depend on how many were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+from stages.adapters.attach import attach_adapter
+from stages.adapters.module import Adapter
+from stages.contracts.params import ModelParams, SamplingParams
+from stages.families.architecture import Architecture, read_architecture
+from stages.families.flow import predict_velocity, sampling_sigmas
+from stages.families.latents import decode_pictures
+from stages.families.loading import load_transformer, load_vae
+from stages.families.noise import initial_noise
+from stages.families.text import TextBatch, TextEmbedding, batch_text
+from stages.runtime.device import configure_torch
+from stages.sampling.gates import BlockGates, block_gates
+from stages.sampling.prompts import NamedPrompt, embed_prompts
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: the name of its prompt, the seed of its noise, and a gate per block.
+
+    Without gates the transformer runs as it is.
+    """
+
+    prompt: str
+    seed: int
+    gates: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What makes pictures: the models, the noise levels [steps + 1] and the prompts by name.
+
+    `gates` is needed for jobs that have gates.
+    """
+
+    transformer: FluxTransformer2DModel
+    vae: AutoencoderKL
+    architecture: Architecture
+    sigmas: torch.Tensor
+    texts: Mapping[str, TextEmbedding]
+    gates: BlockGates | None = None
+
+
+def make_generator(
+    folder: Path,
+    transformer: FluxTransformer2DModel,
+    texts: Mapping[str, TextEmbedding],
+    sampling: SamplingParams,
+    gates: BlockGates | None = None,
+) -> Generator:
+    """Return a generator around a transformer that is loaded already; loads the VAE.
+
+    Args:
+        folder: the base model's diffusers folder.
+        transformer: with or without an adapter.
+        texts: embeddings by the names that jobs use.
+        sampling: how a picture is made.
+        gates: the open gates of the attached adapter, for jobs that have gates.
+    """
+    return Generator(
+        transformer,
+        load_vae(folder, transformer.device),
+        read_architecture(folder),
+        sampling_sigmas(folder, sampling.steps, sampling.size_px),
+        texts,
+        gates,
+    )
+
+
+@contextmanager
+def open_generator(
+    folder: Path,
+    adapter: Adapter,
+    prompts: Collection[NamedPrompt],
+    model: ModelParams,
+    sampling: SamplingParams,
+) -> Iterator[Generator]:
+    """Yield a generator of the base model in `folder` with a gate per block of `adapter`.
+
+    The gates' order is that of `adapter.blocks`; jobs name their prompts as `prompts` do.
+
+    Raises:
+        AdapterError: the adapter does not fit the base model.
+    """
+    device = configure_torch()
+    texts = embed_prompts(folder, prompts, model, device)
+    transformer = load_transformer(folder, model.precision, device)
+    attach_adapter(transformer, adapter)
+    with block_gates(transformer, adapter.blocks) as gates:
+        yield make_generator(folder, transformer, texts, sampling, gates)
+
+
+def generate(
+    generator: Generator, jobs: Sequence[Job], sampling: SamplingParams
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Yield (index of the job, RGB picture uint8 [H, W, 3]) in the order of `jobs`.
+
+    Pictures are decoded one at a time, which bounds memory and keeps them independent.
+
+    Raises:
+        ValueError: a job has gates and the generator has none.
+    """
+    for start in range(0, len(jobs), sampling.batch):
+        latents = generate_latents(generator, jobs[start : start + sampling.batch], sampling)
+        for offset in range(len(latents)):
+            one = latents[offset : offset + 1]
+            yield start + offset, decode_pictures(generator.vae, one, sampling.size_px)[0]
+
+
+@torch.no_grad()
+def generate_latents(
+    generator: Generator, jobs: Sequence[Job], sampling: SamplingParams
+) -> torch.Tensor:
+    """Return the finished tokens [len(jobs), N, 4C] of at most one batch of jobs.
+
+    Raises:
+        ValueError: there is no job, there are more than a batch, or a job has gates and the
+            generator has none.
+    """
+    if not 1 <= len(jobs) <= sampling.batch:
+        raise ValueError(f"expected 1 to {sampling.batch} jobs, got {len(jobs)}")
+    padded = [*jobs, *[jobs[-1]] * (sampling.batch - len(jobs))]
+    _set_gates(generator, padded)
+    device, dtype = generator.transformer.device, generator.transformer.dtype
+    noise = torch.cat(
+        [initial_noise(generator.architecture, sampling.size_px, job.seed) for job in padded]
+    )
+    text = batch_text([generator.texts[job.prompt] for job in padded]).to(device, dtype)
+    packed = noise.to(device, dtype)
+    finished = denoise(generator.transformer, packed, generator.sigmas, text, sampling.guidance)
+    return finished[: len(jobs)]
+
+
+@torch.no_grad()
+def denoise(
+    transformer: FluxTransformer2DModel,
+    packed: torch.Tensor,
+    sigmas: torch.Tensor,
+    text: TextBatch,
+    guidance: float,
+) -> torch.Tensor:
+    """Return the finished tokens [B, N, 4C] that noise `packed` [B, N, 4C] becomes.
+
+    Args:
+        transformer: the model whose velocity is followed.
+        packed: noise, in the transformer's dtype and on its device.
+        sigmas: noise levels [steps + 1] from near 1 down to 0.
+        text: B prompts, on the transformer's device.
+        guidance: value for the guidance embedding.
+    """
+    for sigma, following in pairwise(sigmas):
+        levels = sigma.expand(len(packed))
+        velocity = predict_velocity(transformer, packed, levels, text, guidance)
+        # Each step is taken in float32 and rounded to the model's dtype, as the scheduler does.
+        packed = (packed.float() + (following - sigma) * velocity).to(velocity.dtype)
+    return packed
+
+
+def _set_gates(generator: Generator, jobs: Sequence[Job]) -> None:
+    rows = [job.gates for job in jobs if job.gates is not None]
+    if not rows:
+        return
+    if generator.gates is None or len(rows) != len(jobs):
+        raise ValueError("either all jobs of a batch have gates, and the generator too, or none")
+    generator.gates.set(torch.tensor(rows, device=generator.transformer.device))

@@ -1,0 +1,203 @@
+"""Train a LoRA by flow matching and choose its best checkpoint.
+
+Reads:   latents and text embeddings (--encoded), the base model (--weights): the transformer, and
+         the VAE for the sample pictures alone.
+Writes:  adapter.safetensors (equal to the chosen checkpoint), checkpoints/step-*.safetensors,
+         samples/step-<step>-<prompt>.png, history.csv (HISTORY), metrics.json.
+Params:  train, model, sampling.
+
+The recipe is that of ai-toolkit's FLUX.1-dev example (ostris/ai-toolkit,
+config/examples/train_lora_flux_24gb.yaml), with every draw keyed on seed, step and sample. A run
+that was killed goes on from its state in $BLOCKLENS_STATE (.blocklens), to the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from diffusers import FluxTransformer2DModel
+
+from stages.adapters.attach import add_lora, lora_parameters
+from stages.contracts.errors import DatasetError, Problem
+from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
+from stages.contracts.tables import HISTORY, write_table
+from stages.families.architecture import Architecture, lora_modules, read_architecture
+from stages.families.loading import load_transformer
+from stages.families.weights import ensure_weights, read_manifest
+from stages.runtime.console import run_stage
+from stages.runtime.device import configure_torch
+from stages.runtime.files import rounded, sha256_file, write_json
+from stages.runtime.outputs import replace_folder
+from stages.sampling.generation import Job, generate, make_generator
+from stages.training.encoded import Encoded, read_encoded
+from stages.training.fingerprint import run_fingerprint
+from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
+from stages.training.lora_forward import shorten_lora_forward
+from stages.training.metadata import Origin, adapter_metadata
+from stages.training.selection import choose_checkpoint
+from stages.training.state import Journal, clear_state
+
+_log = logging.getLogger(__name__)
+
+
+def train(
+    params: TrainParams,
+    model: ModelParams,
+    sampling: SamplingParams,
+    *,
+    weights: Path,
+    encoded: Path,
+    out: Path,
+) -> None:
+    """Write the adapter, its checkpoints, samples, history and metrics into `out`.
+
+    Raises:
+        DatasetError: the encoded pictures are broken or do not fit the base model.
+        TrainingError: a loss or gradient is not finite.
+    """
+    folder = ensure_weights(weights)
+    architecture = read_architecture(folder)
+    data = read_encoded(encoded)
+    _require_fit(encoded, data, architecture)
+    device = configure_torch()
+    transformer = load_transformer(folder, model.precision, device)
+    modules = lora_modules(architecture, params.targets)
+    add_lora(transformer, modules, params.rank, params.alpha, params.seed)
+    shorten_lora_forward(transformer)
+    if params.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    parameters = sum(matrix.numel() for matrix in lora_parameters(transformer).values())
+    _announce(params, data, len(modules), parameters)
+    origin = Origin(_base_name(weights), architecture, data)
+    run = Run(
+        transformer,
+        data,
+        params,
+        describe=partial(adapter_metadata, origin, params, model),
+        draw_samples=_sampler(folder, transformer, data, sampling, params.sample_seed),
+    )
+    sections = {"train": params, "model": model, "sampling": sampling}
+    state = _state_folder(sections, weights, encoded)
+    journal = train_adapter(run, state)
+    with replace_folder(out) as work:
+        _publish(work, state, journal, params, parameters)
+    clear_state(state)
+
+
+def _sampler(
+    folder: Path,
+    transformer: FluxTransformer2DModel,
+    data: Encoded,
+    sampling: SamplingParams,
+    seed: int,
+) -> Callable[[], Pictures]:
+    """Return a function that draws one picture per sample prompt with the adapter as it is."""
+    if not data.samples:
+        return tuple
+    texts = {sample.prompt: sample.text for sample in data.samples}
+    jobs = [Job(sample.prompt, seed) for sample in data.samples]
+    few = sampling.model_copy(update={"batch": min(sampling.batch, len(jobs))})
+    generator = make_generator(folder, transformer, texts, few)
+    return lambda: (picture for _, picture in generate(generator, jobs, few))
+
+
+def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> None:
+    channels = data.training[0].latents.mean.shape[0]
+    if channels != architecture.latent_channels:
+        what = f"latents have {channels} channels, the transformer {architecture.latent_channels}"
+        problem = Problem(str(encoded), what, "Run `dvc repro encode`.")
+        raise DatasetError("The encoded pictures are another base model's", [problem])
+
+
+def _announce(params: TrainParams, data: Encoded, modules: int, parameters: int) -> None:
+    _log.info(
+        "LoRA of rank %d, alpha %g on %d modules: %s parameters",
+        params.rank,
+        params.alpha,
+        modules,
+        f"{parameters:,}",
+    )
+    _log.info(
+        "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",
+        params.steps,
+        params.batch,
+        len(data.training),
+        data.size_px,
+        params.steps * params.batch / len(data.training),
+        len(data.validation),
+    )
+
+
+def _base_name(weights: Path) -> str:
+    """Return where the base comes from, without a path: repository@revision, or the manifest."""
+    manifest = read_manifest(weights)
+    if manifest.repository is not None:
+        return f"{manifest.repository}@{manifest.revision}"
+    return f"manifest sha256:{sha256_file(weights)}"
+
+
+def _state_folder(params: Mapping[str, Section], weights: Path, encoded: Path) -> Path:
+    """Return the folder of this very run's state, and say so if other runs left theirs."""
+    inputs = {"weights": sha256_file(weights)}
+    inputs |= {path.name: sha256_file(path) for path in sorted(encoded.glob("*.*"))}
+    values = {name: section.model_dump() for name, section in params.items()}
+    root = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / "train"
+    folder = root / run_fingerprint(values, inputs, Path(__file__))
+    if others := len(set(root.glob("*")) - {folder}):
+        _log.info(
+            "%d unfinished %s of other settings, data or code in %s: delete what you gave up",
+            others,
+            "run" if others == 1 else "runs",
+            root,
+        )
+    return folder
+
+
+def _publish(
+    work: Path, state: Path, journal: Journal, params: TrainParams, parameters: int
+) -> None:
+    for name in ("checkpoints", "samples"):
+        (work / name).mkdir()
+    for name in journal.files:
+        shutil.copyfile(state / name, work / name)
+    kept = {row.step for row in journal.history if checkpoint_name(row.step) in journal.files}
+    choice = choose_checkpoint(journal, kept, params.select)
+    adapter = work / "adapter.safetensors"
+    shutil.copyfile(work / checkpoint_name(choice.step), adapter)
+    write_table(HISTORY, _history(journal), work / "history.csv")
+    metrics = {
+        "validation_loss_base": rounded(choice.validation_loss_base),
+        "validation_loss": rounded(choice.validation_loss),
+        "improvement": rounded(choice.improvement),
+        "selected_step": choice.step,
+        "trainable_parameters": parameters,
+        "adapter_bytes": adapter.stat().st_size,
+    }
+    write_json(work / "metrics.json", metrics)
+    _log.info(
+        "chosen: step %d of %d, validation loss %.1f %% below the base model's",
+        choice.step,
+        params.steps,
+        100 * choice.improvement,
+    )
+
+
+def _history(journal: Journal) -> pd.DataFrame:
+    frame = pd.DataFrame([asdict(row) for row in journal.history])
+    return frame.astype({name: float for name in frame.columns if name != "step"})
+
+
+def main() -> None:
+    """Run the stage as dvc.yaml does."""
+    run_stage(train, sections=("train", "model", "sampling"), paths=("weights", "encoded", "out"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Which picture is used when, and with which random draws.
+
+Training is one endless list of samples that steps cut into batches: epoch after epoch, each a
+random order of all pictures without replacement. Every draw is keyed on (seed, stream, epoch,
+picture). So a sample's noise does not depend on the batch size, on where a run was resumed, or on
+which other pictures there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stages.families.noise import keyed_generator, keyed_normal, keyed_uniform
+from stages.families.text import TextEmbedding
+from stages.training.encoded import Latents, Picture
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One use of a picture: in which epoch, and its place in the training set."""
+
+    epoch: int
+    picture: int
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random part of one sample.
+
+    `clean` and `noise` [C, h, w] float32, `sigma` the noise level in (0, 1), `text` the picture's
+    caption or the empty one.
+    """
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    sigma: float
+    text: TextEmbedding
+
+
+def samples_of_step(step: int, batch: int, pictures: int, seed: int) -> tuple[Sample, ...]:
+    """Return the samples of a step (the first is 1), for a training set of `pictures` pictures."""
+    numbers = range((step - 1) * batch, step * batch)
+    orders = {epoch: _order(seed, epoch, pictures) for epoch in {n // pictures for n in numbers}}
+    return tuple(
+        Sample(number // pictures, orders[number // pictures][number % pictures])
+        for number in numbers
+    )
+
+
+def draw_sample(
+    picture: Picture, empty: TextEmbedding, epoch: int, seed: int, *, timesteps: str, dropout: float
+) -> Draw:
+    """Return the draws of one use of `picture`.
+
+    Args:
+        picture: latents, caption embedding and name.
+        empty: embedding of the empty caption.
+        epoch: how often the picture was used before.
+        seed: of the run.
+        timesteps: `sigmoid` or `uniform`, see `_sigma`.
+        dropout: probability of the empty caption in place of the picture's own.
+    """
+    key = (epoch, picture.name)
+    shape = picture.latents.mean.shape
+    dropped = keyed_uniform([1], seed, "caption dropout", *key).item() < dropout
+    return Draw(
+        clean=posterior_sample(picture.latents, keyed_normal(shape, seed, "posterior", *key)),
+        noise=keyed_normal(shape, seed, "noise", *key),
+        sigma=_sigma(timesteps, seed, *key),
+        text=empty if dropped else picture.text,
+    )
+
+
+def posterior_sample(latents: Latents, normal: torch.Tensor) -> torch.Tensor:
+    """Return z = mean + std * normal, a draw from the VAE's posterior (arXiv 1312.6114)."""
+    return latents.mean + latents.std * normal
+
+
+def _order(seed: int, epoch: int, pictures: int) -> Sequence[int]:
+    generator = keyed_generator(seed, "order", epoch)
+    return [int(place) for place in torch.randperm(pictures, generator=generator)]
+
+
+def _sigma(timesteps: str, seed: int, epoch: int, name: str) -> float:
+    """Return a noise level: sigmoid of a normal draw (arXiv 2403.03206, 3.1) or uniform.
+
+    ai-toolkit and SimpleTuner train FLUX on the former, with location 0 and scale 1, unshifted.
+    """
+    if timesteps == "uniform":
+        return keyed_uniform([1], seed, "timestep", epoch, name).item()
+    return torch.sigmoid(keyed_normal([1], seed, "timestep", epoch, name)).item()

@@ -1,0 +1,52 @@
+"""The flow-matching loss of one batch.
+
+x_t = (1 - t) z + t eps, target eps - z, loss |v(x_t, t) - target|^2 in float32, mean over tokens
+and channels (rectified flow, arXiv 2209.03003; FLUX LoRA step of diffusers,
+examples/dreambooth/train_dreambooth_lora_flux.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from stages.families.flow import predict_velocity
+from stages.families.latents import pack
+from stages.families.text import TextBatch, batch_text
+from stages.training.batches import Draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Noised tokens and target [B, N, 4C] float32, sigmas [B] float32, and prompts."""
+
+    noised: torch.Tensor
+    target: torch.Tensor
+    sigmas: torch.Tensor
+    text: TextBatch
+
+
+def assemble(draws: Sequence[Draw], device: torch.device, dtype: torch.dtype) -> Batch:
+    """Return the batch of `draws` on `device`; prompts in `dtype`, the model's own."""
+    clean = pack(torch.stack([draw.clean for draw in draws])).to(device)
+    noise = pack(torch.stack([draw.noise for draw in draws])).to(device)
+    sigmas = torch.tensor([draw.sigma for draw in draws], dtype=torch.float32, device=device)
+    level = sigmas[:, None, None]
+    return Batch(
+        noised=(1 - level) * clean + level * noise,
+        target=noise - clean,
+        sigmas=sigmas,
+        text=batch_text([draw.text for draw in draws]).to(device, dtype),
+    )
+
+
+def flow_losses(transformer: FluxTransformer2DModel, batch: Batch, guidance: float) -> torch.Tensor:
+    """Return the mean squared error [B] of each sample's predicted velocity, float32.
+
+    The batch's loss is their mean. `guidance` is the value of the guidance embedding.
+    """
+    velocity = predict_velocity(transformer, batch.noised, batch.sigmas, batch.text, guidance)
+    return (velocity.float() - batch.target).square().mean(dim=(1, 2))

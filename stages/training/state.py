@@ -1,0 +1,135 @@
+"""What a killed run goes on from: everything that a step depends on, in one checked file.
+
+The folder of a run holds the newest two states as `state-<step>-<hash>.safetensors`, where the
+hash is that of the file's content: a file that was cut or damaged does not match its own name.
+Checkpoints and sample pictures that the run has made so far lie beside them until the run is
+whole; a state names them with their hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import safetensors
+import torch
+
+from stages.runtime.files import sha256_file
+from stages.runtime.tensors import write_safetensors
+
+KEPT_STATES: Final = 2
+_NAME: Final = re.compile(r"state-(\d{8})-([0-9a-f]{64})\.safetensors")
+_FIELD: Final = "run"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the history: step 0 is the base model; None is not measured."""
+
+    step: int
+    loss: float | None
+    gradient_norm: float | None
+    learning_rate: float
+    validation_loss: float | None
+
+
+@dataclass
+class Journal:
+    """What a run has done so far: steps, their history, its files with their SHA-256."""
+
+    step: int
+    history: list[Row]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class State:
+    """A journal and the tensors that belong to its last step, by name."""
+
+    journal: Journal
+    tensors: Mapping[str, torch.Tensor]
+
+
+def save_state(folder: Path, journal: Journal, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a state so that a kill at any moment leaves the earlier ones whole."""
+    partial = folder / "state.partial"
+    write_safetensors(partial, tensors, {_FIELD: json.dumps(asdict(journal))})
+    name = f"state-{journal.step:08d}-{sha256_file(partial)}.safetensors"
+    _settle(partial, folder / name)
+    for _, path in _states(folder)[KEPT_STATES:]:
+        path.unlink()
+
+
+def load_newest(folder: Path) -> State | None:
+    """Return the newest whole state in `folder`, or None if there is none.
+
+    A damaged one, or one whose checkpoints or pictures are gone, is named in the log and removed,
+    since the run will make it again.
+    """
+    for step, path in _states(folder):
+        state = _load(folder, path)
+        if state is not None:
+            return state
+        _log.warning("%s is damaged or incomplete; looking for one before step %d", path, step)
+        path.unlink()
+    return None
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` write a file, and put it at `path` only when it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    _settle(partial, path)
+
+
+def clear_state(folder: Path) -> None:
+    """Remove a finished run's state."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _states(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, path) of the states in `folder`, newest first."""
+    found = [
+        (int(match[1]), path)
+        for path in folder.glob("state-*.safetensors")
+        if (match := _NAME.fullmatch(path.name))
+    ]
+    return sorted(found, reverse=True)
+
+
+def _load(folder: Path, path: Path) -> State | None:
+    match = _NAME.fullmatch(path.name)
+    if match is None or sha256_file(path) != match[2]:
+        return None
+    with safetensors.safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()[_FIELD])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    history = [Row(**row) for row in record["history"]]
+    journal = Journal(record["step"], history, record["files"])
+    whole = all(_matches(folder / name, digest) for name, digest in journal.files.items())
+    return State(journal, tensors) if whole else None
+
+
+def _matches(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_file(path) == digest
+
+
+def _settle(partial: Path, path: Path) -> None:
+    """Move a written file to its place once it is on the disk, and make the move last."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""No byte that a file may hold gets past our own error, and none makes us wait."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.imaging.colour import plain_mode, to_srgb
+from stages.imaging.fit import place, scale
+from stages.imaging.inspection import PictureLimits, PictureRefusedError, read_picture
+from tests.imaging.drawings import scenery
+
+LIMITS = PictureLimits(min_side_px=8, max_pixels=1_000_000, max_aspect=4.0)
+WHITE = (255, 255, 255)
+KINDS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+MUTATIONS = 250
+"""Per format; 2,000 in all."""
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return the file with some bytes overwritten, cut out, doubled or filled in."""
+    changed = bytearray(data)
+    # Half of the changes hit the first bytes: that is where headers and sizes are.
+    reach = len(changed) if rng.random() < 0.5 else min(len(changed), 200)
+    for _ in range(int(rng.integers(1, 9))):
+        at, length = int(rng.integers(0, reach)), int(rng.integers(1, 9))
+        choice = rng.integers(0, 4)
+        if choice == 0:
+            changed[at : at + length] = rng.bytes(length)
+        elif choice == 1:
+            del changed[at : at + length]
+        elif choice == 2:
+            changed[at:at] = changed[at : at + length]
+        else:
+            changed[at : at + length] = rng.choice([b"\xff", b"\x00", b"\x7f"]) * length
+    return bytes(changed)
+
+
+def take_in(path: Path) -> bool:
+    """Return whether a picture is accepted, having done to it all that `prepare` does."""
+    try:
+        picture = read_picture(path, LIMITS)
+    except PictureRefusedError:
+        return False
+    colours, _ = to_srgb(scale(plain_mode(picture.image), 64, "crop"), WHITE)
+    assert place(colours, 64, WHITE).shape == (64, 64, 3)
+    return True
+
+
+def fuzz(folder: Path, kind: str, mutations: int) -> int:
+    """Return how many of the mutations of one format's file were still accepted."""
+    rng = np.random.default_rng(KINDS.index(kind))
+    buffer = io.BytesIO()
+    scenery(48, 40).save(buffer, kind)
+    path = folder / f"picture.{kind.lower()}"
+    accepted = 0
+    for _ in range(mutations):
+        path.write_bytes(mutated(buffer.getvalue(), rng))
+        accepted += take_in(path)
+    return accepted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_files_are_accepted_or_refused(tmp_path: Path, kind: str) -> None:
+    """Whatever a disk or a network did to a file, the answer is a picture or a refusal."""
+    assert 0 < fuzz(tmp_path, kind, MUTATIONS) < MUTATIONS

@@ -1,0 +1,72 @@
+"""The first screen says what was found, and how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stages.reporting.evidence import Evidence
+from stages.reporting.overview import base_name, is_anecdotal, tell_overview
+from tests.reporting.example import example_params
+
+
+def with_metrics(evidence: Evidence, stage: str, **changes: float) -> Evidence:
+    """Return the evidence with other metrics of one stage."""
+    changed = {**evidence.metrics[stage], **changes}
+    return replace(evidence, metrics={**evidence.metrics, stage: changed})
+
+
+def test_the_sentence_has_the_numbers_of_the_tables(evidence: Evidence) -> None:
+    """Nobody should have to look for the leader or the base model."""
+    overview = tell_overview(evidence, example_params())
+    assert overview.leader == str(evidence.ranked[0].block)
+    assert overview.leader_share == evidence.ranked[0].numbers["share"]
+    assert overview.blocks_present == 6
+    assert overview.base == "nano-flux"
+    assert overview.trigger == "tok"
+    assert len(overview.facts) == 4
+    assert overview.facts[0].figure.startswith("−48")
+
+
+def test_comparisons_hold_prompts_without_the_trigger_apart(evidence: Evidence) -> None:
+    """There both halves should look alike, and the page says so."""
+    comparisons = tell_overview(evidence, example_params()).comparisons
+    assert [item.with_trigger for item in comparisons] == [True] * 4 + [False]
+    assert all(item.none != item.full for item in comparisons)
+
+
+def test_doubts_are_told(evidence: Evidence) -> None:
+    """Each weakness of the evidence is a caution, not a footnote."""
+    findings = {f.name: f for f in tell_overview(evidence, example_params()).findings}
+    wanted = {"Sample", "Completeness", "Near zero", "Agreement", "Noise floor", "Bleed"}
+    assert set(findings) == wanted
+    assert findings["Sample"].caution
+    assert findings["Sample"].figure == "2 × 2"
+    assert not findings["Completeness"].caution
+    weak = with_metrics(evidence, "evaluate", rank_tau=0.1, bleed=0.6)
+    doubted = {f.name for f in tell_overview(weak, example_params()).findings if f.caution}
+    assert {"Agreement", "Bleed", "Sample"} <= doubted
+
+
+def test_one_prompt_with_one_seed_is_an_anecdote(evidence: Evidence) -> None:
+    """It is labelled as such, in so many words."""
+    assert not is_anecdotal(evidence)
+    single = with_metrics(evidence, "evaluate", prompts=1, seeds=1)
+    overview = tell_overview(single, example_params())
+    assert overview.anecdotal
+    assert "anecdote" in overview.findings[0].meaning
+
+
+def test_what_was_not_measured_is_left_out(evidence: Evidence) -> None:
+    """No number is better than an invented one."""
+    metrics = dict(evidence.metrics["evaluate"])
+    for name in ("rank_tau", "noise_floor_mse", "bleed"):
+        del metrics[name]
+    bare = replace(evidence, metrics={**evidence.metrics, "evaluate": metrics})
+    findings = tell_overview(bare, example_params()).findings
+    assert [f.name for f in findings] == ["Sample", "Completeness", "Near zero"]
+
+
+def test_base_is_a_repository_or_a_folder(evidence: Evidence) -> None:
+    """As a person would name it."""
+    hub = replace(evidence, weights={"repository": "black-forest-labs/FLUX.1-dev", "folder": "x"})
+    assert base_name(hub) == "black-forest-labs/FLUX.1-dev"

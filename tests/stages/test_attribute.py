@@ -1,0 +1,115 @@
+"""Shares of the blocks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from diffusers import FluxTransformer2DModel
+
+from stages.adapters.compatibility import linear_shapes
+from stages.adapters.files import write_adapter
+from stages.attribute import attribute
+from stages.contracts.blocks import BlockId
+from stages.contracts.errors import AdapterError
+from stages.contracts.params import AttributeParams, ModelParams, PromptsParams, SamplingParams
+from stages.contracts.tables import SHARES, read_table
+from tests.sampling.planting import (
+    plant_adapter,
+    same_strength,
+    tiny_architecture,
+    write_tiny_folder,
+)
+
+MODEL = ModelParams(precision="float32", text_tokens=16)
+SAMPLING = SamplingParams(size_px=64, steps=2, guidance=2.5, batch=3)
+PROMPTS = PromptsParams(
+    develop=["tok, a large robot in the centre", "tok, a small robot on the left"],
+    held_out=["tok, a robot"],
+    without_trigger=[],
+    seeds=[0, 1],
+    held_out_seeds=[2],
+)
+PARAMS = AttributeParams(
+    nodes=4, sigmas=[0.4, 0.8], resamples=200, confidence=0.9, seed=0, gradient_checkpointing=False
+)
+BLOCKS = tiny_architecture().blocks
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_flux: FluxTransformer2DModel, nano_flux: Path) -> Run:
+    """A function that attributes an adapter of given strengths and returns the output folder."""
+    weights = write_tiny_folder(tmp_path, tiny_flux, nano_flux)
+    shapes = linear_shapes(tiny_flux)
+
+    def run_attribute(strengths: dict[BlockId, float], name: str = "out", **change: object) -> Path:
+        adapter = tmp_path / "adapter.safetensors"
+        write_adapter(adapter, plant_adapter(tiny_architecture(), shapes, strengths))
+        params = PARAMS.model_copy(update=change)
+        paths = {"weights": weights, "adapter": adapter, "out": tmp_path / name}
+        attribute(params, MODEL, SAMPLING, PROMPTS, **paths)
+        return tmp_path / name
+
+    return run_attribute
+
+
+def shares(out: Path) -> pd.DataFrame:
+    """The table of shares."""
+    return read_table(SHARES, out / "shares.csv").set_index("block")
+
+
+def metrics(out: Path) -> dict[str, float]:
+    """The metrics."""
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_shares_add_up(run: Run) -> None:
+    """Acceptance 7: shares sum to 1 within the error that stands beside them."""
+    out = run(same_strength(BLOCKS, 0.05))
+    table, error = shares(out), metrics(out)["completeness_error"]
+    assert list(table.index) == sorted(str(block) for block in BLOCKS)
+    assert abs(table["share"].sum() - 1.0) <= error + 1e-8
+    assert error < 0.01
+    assert (table["low"] <= table["share"]).all()
+    assert (table["share"] <= table["high"]).all()
+    assert table["prior"].sum() == pytest.approx(1.0)
+    assert metrics(out)["top_block_share"] == pytest.approx(table["share"].max(), rel=1e-5)
+    assert 1 <= metrics(out)["blocks_for_half"] <= len(BLOCKS)
+
+
+def test_more_nodes_mean_a_smaller_error(run: Run) -> None:
+    """The stated error is the quadrature's: one node is worse than four."""
+    strong = same_strength(BLOCKS, 0.2)
+    one = metrics(run(strong, "one", nodes=1))["completeness_error"]
+    four = metrics(run(strong, "four", nodes=4))["completeness_error"]
+    assert four < one / 5
+
+
+def test_the_same_run_gives_the_same_bytes(run: Run) -> None:
+    """Same inputs, same params, same bytes."""
+    folders = [run(same_strength(BLOCKS, 0.05), name) for name in ("first", "second")]
+    for name in ("shares.csv", "metrics.json"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_checkpointing_changes_no_share(run: Run) -> None:
+    """Gradient checkpointing saves memory, and the gates still get their gradients."""
+    plain = run(same_strength(BLOCKS, 0.05), "plain")
+    saving = run(same_strength(BLOCKS, 0.05), "saving", gradient_checkpointing=True)
+    pd.testing.assert_frame_equal(shares(plain), shares(saving), rtol=1e-4)
+
+
+def test_absent_and_silent_blocks_differ(run: Run) -> None:
+    """A block without weights has no row; a block of zeros has a share of exactly 0."""
+    table = shares(run({BLOCKS[0]: 0.05, BLOCKS[3]: 0.0}))
+    assert set(table.index) == {str(BLOCKS[0]), str(BLOCKS[3])}
+    assert table.loc[str(BLOCKS[3]), ["share", "low", "high", "prior"]].tolist() == [0.0] * 4
+
+
+def test_an_adapter_without_effect_is_refused(run: Run, tmp_path: Path) -> None:
+    """Zeros everywhere: a message that names the file, and no output."""
+    with pytest.raises(AdapterError, match="Delta W is zero everywhere"):
+        run(same_strength(BLOCKS, 0.0))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,180 @@
+"""Latents and embeddings belong to what they were made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from stages.contracts.errors import DatasetError
+from stages.contracts.params import EncodeParams, ModelParams
+from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, read_table, write_table
+from stages.encode import encode
+from stages.families.loading import load_vae
+from stages.runtime.files import sha256_file
+from stages.training.encoded import Encoded, read_encoded
+
+PARAMS = EncodeParams(size_px=64, sample_prompts=["tok, a robot", "tok, second"])
+MODEL = ModelParams(precision="float32", text_tokens=8)
+NAMES = {"first": "train", "second": "train", "third": "validation"}
+
+
+def prepare(folder: Path, side_px: int = 128) -> Path:
+    """Write three prepared pictures with their manifest, and captions; return the captions."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for index, (name, split) in enumerate(NAMES.items()):
+        pixels = np.random.default_rng(index).integers(0, 256, (side_px, side_px, 3), np.uint8)
+        path = folder / "images" / f"{name}.png"
+        Image.fromarray(pixels).save(path)
+        rows.append(
+            {
+                "image": name,
+                "file": path.name,
+                "source": path.name,
+                "split": split,
+                "source_sha256": "a" * 64,
+                "sha256": sha256_file(path),
+                "original_width_px": side_px,
+                "original_height_px": side_px,
+                "width_px": side_px,
+                "height_px": side_px,
+                "exif_orientation": 1,
+                "perceptual_hash": "f" * 16,
+                "near_duplicate_of": "",
+            }
+        )
+    write_table(MANIFEST, pd.DataFrame(rows), folder / "manifest.csv")
+    return write_captions(folder, dict.fromkeys(NAMES, "tok, a robot") | {"second": "tok, second"})
+
+
+def write_captions(folder: Path, captions: dict[str, str]) -> Path:
+    """Write the caption table."""
+    rows = [
+        {
+            "image": name,
+            "split": NAMES.get(name, "train"),
+            "caption": caption,
+            "origin": "user",
+            "change": "none",
+            "clip_tokens": 5,
+            "t5_tokens": 5,
+        }
+        for name, caption in captions.items()
+    ]
+    write_table(CAPTIONS, pd.DataFrame(rows), folder / "captions.csv")
+    return folder / "captions.csv"
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """A folder as prepare writes it, with captions.csv beside the manifest."""
+    prepare(tmp_path / "prepare")
+    return tmp_path / "prepare"
+
+
+def run(weights: Path, prepared: Path, out: Path) -> Encoded:
+    """Run the stage and read what it wrote."""
+    captions = prepared / "captions.csv"
+    encode(PARAMS, MODEL, weights=weights, images=prepared, captions=captions, out=out)
+    return read_encoded(out)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return file names and bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_pictures_and_captions_are_encoded(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Latents have the training resolution, embeddings the stated length, nothing is left over."""
+    encoded = run(weights_manifest, prepared, tmp_path / "out")
+    assert [picture.name for picture in encoded.training] == ["first", "second"]
+    assert [picture.name for picture in encoded.validation] == ["third"]
+    first = encoded.training[0]
+    assert first.latents.mean.shape[1:] == (8, 8)
+    assert first.latents.std.min() > 0
+    assert first.text.tokens.shape[0] == 8
+    assert [sample.prompt for sample in encoded.samples] == PARAMS.sample_prompts
+    index = read_table(ENCODED, tmp_path / "out" / "index.csv")
+    named = set(index["text_file"]) | set(index["latents_file"]) - {""}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == named | {"index.csv"}
+    assert len(set(index["text_file"])) == 3, "equal texts share a file"
+
+
+def test_latents_are_those_of_the_resized_picture(
+    weights_manifest: Path, nano_flux: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Lanczos to the training size, -1 to 1, posterior shifted and scaled: as FluxPipeline does."""
+    encoded = run(weights_manifest, prepared, tmp_path / "out")
+    with Image.open(prepared / "images" / "third.png") as file:
+        small = np.asarray(file.resize((64, 64), Image.Resampling.LANCZOS), dtype=np.float32)
+    pixels = torch.from_numpy(small).permute(2, 0, 1)[None] / 127.5 - 1
+    vae = load_vae(nano_flux, torch.device("cpu"))
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+    expected = (posterior.mean - vae.config.shift_factor) * vae.config.scaling_factor
+    torch.testing.assert_close(encoded.validation[0].latents.mean, expected[0])
+
+
+def test_swapped_captions_swap_embeddings(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """An embedding follows its caption's text, never its place; latents stay with the picture."""
+    before = run(weights_manifest, prepared, tmp_path / "before")
+    write_captions(
+        prepared, {"first": "tok, second", "second": "tok, a robot", "third": "tok, a robot"}
+    )
+    after = run(weights_manifest, prepared, tmp_path / "after")
+    one, two = before.training, after.training
+    assert not torch.equal(one[0].text.tokens, one[1].text.tokens)
+    assert torch.equal(one[0].text.tokens, two[1].text.tokens)
+    assert torch.equal(one[1].text.pooled, two[0].text.pooled)
+    assert torch.equal(one[0].latents.mean, two[0].latents.mean)
+    assert contents(tmp_path / "before").keys() == contents(tmp_path / "after").keys()
+    assert before.sha256 != after.sha256
+
+
+def test_same_input_same_bytes(weights_manifest: Path, prepared: Path, tmp_path: Path) -> None:
+    """Two runs agree in every name and byte."""
+    for name in ("one", "two"):
+        run(weights_manifest, prepared, tmp_path / name)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_mismatches_are_named_together(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """A changed picture, a missing one, captions too few and too many: one message, no output."""
+    (prepared / "images" / "first.png").write_bytes(b"another picture")
+    (prepared / "images" / "second.png").unlink()
+    write_captions(prepared, {"first": "a", "second": "b", "other": "c"})
+    with pytest.raises(DatasetError) as caught:
+        run(weights_manifest, prepared, tmp_path / "out")
+    message = str(caught.value)
+    assert "first.png: differs from its manifest (SHA-256)" in message
+    assert "second.png: missing" in message
+    assert "captions.csv, third: no caption, expected one of split validation" in message
+    assert "captions.csv, other: no such picture" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_picture_that_prepare_would_not_write(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """A grey picture with a matching hash is refused, and the earlier output stays."""
+    run(weights_manifest, prepared, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    path = prepared / "images" / "first.png"
+    Image.new("L", (128, 128)).save(path)
+    manifest = read_table(MANIFEST, prepared / "manifest.csv")
+    manifest.loc[manifest["image"] == "first", "sha256"] = sha256_file(path)
+    write_table(MANIFEST, manifest, prepared / "manifest.csv")
+    with pytest.raises(DatasetError, match="L, 128x128, expected RGB with equal sides"):
+        run(weights_manifest, prepared, tmp_path / "out")
+    assert contents(tmp_path / "out") == before

@@ -1,0 +1,173 @@
+"""The pictures of the block lens."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from PIL import Image
+
+from stages import render as module
+from stages.adapters.compatibility import linear_shapes
+from stages.adapters.files import write_adapter
+from stages.contracts.blocks import BlockId
+from stages.contracts.errors import AdapterError
+from stages.contracts.params import ModelParams, PromptsParams, RenderParams, SamplingParams
+from stages.contracts.tables import RENDERED, read_table
+from stages.render import render
+from tests.sampling.planting import plant_adapter, tiny_architecture, write_tiny_folder
+
+BLOCKS = (BlockId("double", 1), BlockId("single", 2))
+MODEL = ModelParams(precision="float32", text_tokens=16)
+SAMPLING = SamplingParams(size_px=64, steps=2, guidance=2.5, batch=4)
+PROMPTS = PromptsParams(
+    develop=["tok, a large robot in the centre", "tok, a small robot on the left"],
+    held_out=["tok, a robot"],
+    without_trigger=["a red circle"],
+    seeds=[0, 1],
+    held_out_seeds=[2],
+)
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, tiny_flux: FluxTransformer2DModel) -> Path:
+    """An adapter file with two blocks."""
+    path = tmp_path / "adapter.safetensors"
+    strengths = {BLOCKS[0]: 0.2, BLOCKS[1]: 0.1}
+    write_adapter(path, plant_adapter(tiny_architecture(), linear_shapes(tiny_flux), strengths))
+    return path
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    tiny_flux: FluxTransformer2DModel,
+    nano_flux: Path,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    """A function that renders and returns the output folder."""
+    weights = write_tiny_folder(tmp_path, tiny_flux, nano_flux)
+    monkeypatch.setenv("BLOCKLENS_STATE", str(tmp_path / "state"))
+
+    def run_render(name: str = "render", modes: tuple[str, ...] = ("only", "without")) -> Path:
+        params = RenderParams(modes=list(modes))
+        paths = {"weights": weights, "adapter": adapter, "out": tmp_path / name}
+        render(params, MODEL, SAMPLING, PROMPTS, **paths)
+        return tmp_path / name
+
+    return run_render
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, with their bytes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_every_variant_has_its_pictures(run: Run) -> None:
+    """Development prompts get all variants, prompts without trigger the references only."""
+    out = run()
+    index = read_table(RENDERED, out / "index.csv")
+    variants = index.groupby("prompt")["variant"].agg(set)
+    assert variants["without-trigger-0"] == {"none", "full"}
+    assert (
+        variants["develop-0"]
+        == variants["develop-1"]
+        == {
+            "none",
+            "full",
+            "repeat",
+            *(f"{kind}:{block}" for kind in ("only", "without") for block in BLOCKS),
+        }
+    )
+    assert set(index["file"]) == {file for file in contents(out) if file.endswith(".png")}
+    assert len(index) == 2 * 2 * 7 + 2 * 2
+    assert "images/develop-1-0/only-single.2.png" in set(index["file"])
+
+
+def test_one_mode_is_half_the_work(run: Run) -> None:
+    """Modes that params do not ask for are not rendered."""
+    index = read_table(RENDERED, run(modes=("without",)) / "index.csv")
+    assert not index["variant"].str.startswith("only:").any()
+
+
+def test_noise_floor_and_variants_differ_as_they_should(run: Run) -> None:
+    """`repeat` equals `full` on this device, and each block's pictures are its own."""
+    files = contents(run() / "images" / "develop-0-1")
+    assert files["repeat.png"] == files["full.png"]
+    assert len(set(files.values())) == len(files) - 1 - 2
+    # With two blocks in all, one alone is all but the other.
+    assert files["only-double.1.png"] == files["without-single.2.png"]
+
+
+def test_pictures_are_those_of_flux_pipeline(run: Run, tmp_path: Path, adapter: Path) -> None:
+    """Acceptance 6: diffusers draws what render drew, with and without the adapter."""
+    out = run()
+    pipeline = FluxPipeline.from_pretrained(tmp_path / "base", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    for variant in ("none", "full"):
+        if variant == "full":
+            pipeline.load_lora_weights(adapter)
+        theirs = pipeline(
+            PROMPTS.develop[1],
+            height=SAMPLING.size_px,
+            width=SAMPLING.size_px,
+            num_inference_steps=SAMPLING.steps,
+            guidance_scale=SAMPLING.guidance,
+            max_sequence_length=MODEL.text_tokens,
+            generator=torch.Generator().manual_seed(1),
+        ).images[0]
+        ours = Image.open(out / "images" / "develop-1-1" / f"{variant}.png")
+        assert np.abs(np.asarray(theirs).astype(int) - np.asarray(ours).astype(int)).max() <= 1
+
+
+def test_a_killed_render_goes_on_with_what_is_missing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill the missing batches alone are made, to the same bytes, and no state is left."""
+    whole = contents(run("whole"))
+    made: list[int] = []
+    original = module.generate
+
+    def killed(generator: object, jobs: list[object], sampling: SamplingParams) -> object:
+        for index, picture in original(generator, jobs, sampling):
+            if len(made) == 9:
+                raise KeyboardInterrupt
+            made.append(index)
+            yield index, picture
+
+    monkeypatch.setattr(module, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("resumed")
+    assert not (tmp_path / "resumed").exists()
+    assert len(list((tmp_path / "state").rglob("*.png"))) == 9
+    made.append(-1)  # past the kill
+    run("resumed")
+    assert len(made) == 10 + 32 - 8  # the third batch had one picture of four: made whole again
+    assert contents(tmp_path / "resumed") == whole
+    assert not list((tmp_path / "state").rglob("*.png"))
+
+
+def test_another_adapter_starts_anew(run: Run, tmp_path: Path, adapter: Path) -> None:
+    """Pictures kept from a run with another adapter are not used."""
+    folders = []
+    for content in (adapter.read_bytes(), adapter.read_bytes() + b" "):
+        adapter.write_bytes(content)
+        sections = {"render": RenderParams(modes=["only"]), "model": MODEL}
+        folders.append(module._state_folder(sections, tmp_path / "manifest.json", adapter))
+    assert folders[0] != folders[1]
+    assert os.fspath(folders[0]).startswith(os.fspath(tmp_path / "state"))
+
+
+def test_a_truncated_adapter_leaves_the_old_pictures(run: Run, adapter: Path) -> None:
+    """Acceptance 11: the message names the file, and nothing is lost."""
+    before = contents(run())
+    adapter.write_bytes(adapter.read_bytes()[:-100])
+    with pytest.raises(AdapterError, match=r"adapter\.safetensors"):
+        run()
+    assert contents(adapter.parent / "render") == before

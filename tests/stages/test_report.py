@@ -1,0 +1,85 @@
+"""The stage puts the page and the map in their place, or says what is missing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.contracts.errors import TableError
+from stages.contracts.params import Params
+from stages.report import report
+from tests.reporting.example import Example, example_folders, example_params, write_example
+from tests.reporting.reading import read_markup
+
+ROOT = Path(__file__).parents[2]
+SMALL = Example(double_blocks=2, single_blocks=3, absent=("single.1",), side_px=32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data/ folder with everything before the report."""
+    folder = tmp_path_factory.mktemp("report") / "data"
+    write_example(folder, SMALL)
+    return folder
+
+
+def run(data: Path, out: Path, params: Params | None = None) -> Path:
+    """Run the stage and return its output folder."""
+    params = params or example_params()
+    sections = [getattr(params, name) for name in Params.model_fields]
+    report(*sections, out=out, **example_folders(data))
+    return out
+
+
+def test_page_and_map_are_written(data: Path, tmp_path: Path) -> None:
+    """Two files, both well-formed, small enough to mail."""
+    out = run(data, tmp_path / "report")
+    assert sorted(path.name for path in out.iterdir()) == ["block-map.svg", "index.html"]
+    html = (out / "index.html").read_text(encoding="utf-8")
+    assert len(read_markup(html)) > 500
+    assert len(html) < 25_000_000
+
+
+def test_the_same_inputs_give_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    """Wherever the repository lies: no absolute path is in the page."""
+    shutil.copytree(data, tmp_path / "elsewhere" / "data")
+    here = run(data, tmp_path / "a")
+    there = run(tmp_path / "elsewhere" / "data", tmp_path / "b")
+    for name in ("index.html", "block-map.svg"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+
+
+def test_colour_map_of_params_is_the_colour_map_of_the_page(data: Path, tmp_path: Path) -> None:
+    """evaluate.colour_map reaches the page too."""
+    params = example_params()
+    look = params.evaluate.model_copy(update={"colour_map": "viridis"})
+    other = run(data, tmp_path / "a", params.model_copy(update={"evaluate": look}))
+    assert "rgb(68 1 84)" in (other / "index.html").read_text(), "viridis starts in purple"
+
+
+def test_missing_inputs_leave_the_old_report(data: Path, tmp_path: Path) -> None:
+    """A failed run does not take the last good page away."""
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    out = run(broken, tmp_path / "report")
+    before = (out / "index.html").read_bytes()
+    (broken / "slim" / "curve.csv").unlink()
+    (broken / "evaluate" / "metrics.json").unlink()
+    with pytest.raises(TableError) as caught:
+        run(broken, out)
+    assert "curve.csv" in str(caught.value)
+    assert "evaluate/metrics.json" in str(caught.value)
+    assert (out / "index.html").read_bytes() == before
+
+
+def test_the_report_needs_no_torch() -> None:
+    """It starts in a second, and a machine without torch can write it."""
+    code = "import sys, stages.report; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

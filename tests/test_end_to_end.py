@@ -1,0 +1,236 @@
+"""The whole graph, in small, in clones: the same bytes whatever happens on the way.
+
+The settings below make the pictures and the LoRA useless and the run quick; every stage, every
+file and every hash is real.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+QUICK: dict[str, dict[str, Any]] = {
+    "sampling": {"size_px": 64, "steps": 2, "batch": 16},
+    "prompts": {"seeds": [0], "held_out_seeds": [100]},
+    "prepare": {"size_px": 256, "min_side_px": 256},
+    "encode": {"size_px": 64},
+    "train": {
+        "steps": 12,
+        "batch": 2,
+        "warmup_steps": 2,
+        "validation_every": 4,
+        "validation_sigmas": [0.5],
+        "checkpoint_every": 4,
+        "sample_every": 12,
+    },
+    "attribute": {"nodes": 2, "sigmas": [0.6], "resamples": 50},
+    "evaluate": {"resamples": 50},
+    "slim": {"sigmas": [0.6], "resamples": 50},
+}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+}
+
+
+def clone(folder: Path) -> Path:
+    """Copy what git has or would add into `folder`, make it a repository, set quick params."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    for section, values in QUICK.items():
+        params[section] |= values
+    for prompts in ("develop", "held_out", "without_trigger"):
+        params["prompts"][prompts] = params["prompts"][prompts][:1]
+    write_params(folder, params)
+    return folder
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """Return a clone's params."""
+    params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    return params
+
+
+def write_params(folder: Path, params: dict[str, Any]) -> None:
+    """Write a clone's params."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ...` in a clone and return its output."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+
+
+def reproduce(folder: Path) -> str:
+    """Run `dvc repro` to its end and return what it said."""
+    done = run(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def stages_run(output: str) -> list[str]:
+    """Return the stages that `dvc repro` really ran."""
+    lines = output.splitlines()
+    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone after one undisturbed `dvc repro`."""
+    folder = clone(tmp_path_factory.mktemp("first") / "clone")
+    assert len(stages_run(reproduce(folder))) == 11
+    return folder
+
+
+def test_nothing_is_left_to_do_afterwards(reproduced: Path) -> None:
+    """A second `dvc repro` runs nothing and `dvc status` is clean."""
+    assert stages_run(reproduce(reproduced)) == []
+    assert "up to date" in run(reproduced, "dvc", "status").stdout
+
+
+def kill_training(folder: Path) -> None:
+    """Start `dvc repro`, and kill -9 its whole group once training has saved some state."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 900
+    while not list((folder / ".blocklens" / "train").rglob("*.safetensors")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "training never saved its state"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_second_clone_killed_in_training_ends_in_the_same_bytes(
+    reproduced: Path, tmp_path: Path
+) -> None:
+    """Neither another folder nor kill -9 changes dvc.lock, and so no output."""
+    other = clone(tmp_path / "elsewhere")
+    kill_training(other)
+    assert not (other / "data/train/adapter.safetensors").exists()
+    assert "train" in stages_run(reproduce(other))
+    assert (other / "dvc.lock").read_bytes() == (reproduced / "dvc.lock").read_bytes()
+    assert not list((other / ".blocklens" / "train").rglob("*.safetensors"))
+
+
+def test_the_prefect_flow_ends_in_the_same_bytes(reproduced: Path, tmp_path: Path) -> None:
+    """Through Prefect or not: one graph, one lock file."""
+    other = clone(tmp_path / "flow")
+    done = run(other, "flows.pipeline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (other / "dvc.lock").read_bytes() == (reproduced / "dvc.lock").read_bytes()
+
+
+def changed_stages(folder: Path, change: Callable[[Path], None], undo: Path) -> set[str]:
+    """Return the stages that DVC says a change touches directly, then undo the change."""
+    before = undo.read_bytes()
+    change(folder)
+    try:
+        status = run(folder, "dvc", "status", "--json").stdout
+        return set(yaml.safe_load(status))
+    finally:
+        undo.write_bytes(before)
+
+
+def test_a_learning_rate_touches_training_first(reproduced: Path) -> None:
+    """Nothing before `train` is run again."""
+
+    def change(folder: Path) -> None:
+        params = read_params(folder)
+        params["train"]["learning_rate"] *= 2
+        write_params(folder, params)
+
+    assert changed_stages(reproduced, change, reproduced / "params.yaml") == {"train"}
+
+
+def test_a_comment_in_the_heat_map_does_not_touch_training(reproduced: Path) -> None:
+    """A file boundary is a cache boundary."""
+    module = reproduced / "stages/imaging/heatmap.py"
+
+    def change(_: Path) -> None:
+        module.write_text(module.read_text(encoding="utf-8") + "\n# a comment\n", encoding="utf-8")
+
+    assert changed_stages(reproduced, change, module) <= {"evaluate", "report"}
+
+
+def test_a_colour_map_reruns_evaluate_and_report_alone(reproduced: Path) -> None:
+    """Prettier pictures cost seconds, not a training."""
+    params = read_params(reproduced)
+    params["evaluate"]["colour_map"] = "viridis"
+    write_params(reproduced, params)
+    assert stages_run(reproduce(reproduced)) == ["evaluate", "report"]
+
+
+def test_a_new_picture_reruns_from_prepare(reproduced: Path) -> None:
+    """The base weights are not fetched again, everything after the pictures is made again."""
+    raw = reproduced / read_params(reproduced)["prepare"]["images"]
+    picture = next(path for path in sorted(raw.iterdir()) if path.suffix == ".png")
+    with Image.open(picture) as opened:
+        opened.rotate(180).save(raw / "upside-down.png")
+    assert stages_run(reproduce(reproduced)) == [
+        "prepare",
+        "caption",
+        "encode",
+        "train",
+        "split",
+        "render",
+        "attribute",
+        "evaluate",
+        "slim",
+        "report",
+    ]
+
+
+def test_a_bad_picture_stops_the_run_and_costs_nothing(reproduced: Path) -> None:
+    """`dvc checkout` brings back what DVC took away before the stage could refuse."""
+    params = read_params(reproduced)
+    raw = reproduced / params["prepare"]["images"]
+    (raw / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n truncated")
+    adapter = reproduced / "data/train/adapter.safetensors"
+    before = adapter.read_bytes()
+    done = run(reproduced, "dvc", "repro")
+    assert done.returncode != 0
+    assert "broken.png" in done.stderr + done.stdout
+    assert adapter.read_bytes() == before
+    (raw / "broken.png").unlink()
+    assert run(reproduced, "dvc", "checkout").returncode == 0
+    assert "up to date" in run(reproduced, "dvc", "status").stdout

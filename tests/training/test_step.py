@@ -1,0 +1,100 @@
+"""One step, and what stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.adapters.attach import lora_parameters
+from stages.contracts.errors import TrainingError
+from stages.training.encoded import Encoded, Latents
+from stages.training.loop import Run
+from stages.training.optimiser import build_optimiser
+from stages.training.step import Trainee, take_step
+
+
+def trainee_of(run: Run) -> Trainee:
+    """Return the run's trainee at its start."""
+    parameters = lora_parameters(run.transformer)
+    return Trainee(run.transformer, parameters, build_optimiser(parameters, run.params))
+
+
+def test_step_moves_the_adapter_and_nothing_else(make_run: Callable[..., Run]) -> None:
+    """The base model is frozen; every B leaves zero at the first step."""
+    run = make_run()
+    base = {
+        name: parameter.clone()
+        for name, parameter in run.transformer.named_parameters()
+        if not parameter.requires_grad
+    }
+    trainee = trainee_of(run)
+    result = take_step(trainee, run.data, run.params, 1)
+    assert result.loss > 0
+    assert result.learning_rate == run.params.learning_rate / 2
+    named = dict(run.transformer.named_parameters())
+    assert all(torch.equal(named[name], value) for name, value in base.items())
+    ups = {name: value for name, value in trainee.parameters.items() if "lora_B" in name}
+    assert all(value.abs().max() > 0 for value in ups.values())
+
+
+def test_gradient_is_clipped(make_run: Callable[..., Run]) -> None:
+    """The norm reported is the one before clipping; what is applied is at most the limit."""
+    run = make_run(change={"gradient_clip": 1e-4})
+    trainee = trainee_of(run)
+    result = take_step(trainee, run.data, run.params, 1)
+    gradients = [value.grad for value in trainee.parameters.values() if value.grad is not None]
+    applied = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+    assert result.gradient_norm > 1e-4
+    assert applied == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_checkpointing_changes_no_gradient(make_run: Callable[..., Run]) -> None:
+    """Memory is traded for time, not for another result."""
+    plain, thrifty = make_run(), make_run()
+    thrifty.transformer.enable_gradient_checkpointing()
+    one, two = (trainee_of(run) for run in (plain, thrifty))
+    assert take_step(one, plain.data, plain.params, 1) == take_step(
+        two, thrifty.data, thrifty.params, 1
+    )
+    for name, value in one.parameters.items():
+        assert torch.equal(value, two.parameters[name])
+
+
+def with_broken_picture(data: Encoded, value: float) -> Encoded:
+    """Return the training set with one picture whose latents are not numbers."""
+    broken = data.training[3]
+    mean = torch.full_like(broken.latents.mean, value)
+    bad = replace(broken, latents=Latents(mean, broken.latents.std))
+    return replace(data, training=(*data.training[:3], bad, *data.training[4:]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_picture_is_named(
+    make_run: Callable[..., Run], encoded: Encoded, value: float
+) -> None:
+    """A loss that is no number stops with step, picture and noise level, before any harm."""
+    run = make_run(change={"batch": 5})
+    trainee = trainee_of(run)
+    before = {name: value.clone() for name, value in trainee.parameters.items()}
+    with pytest.raises(TrainingError) as caught:
+        take_step(trainee, with_broken_picture(encoded, value), run.params, 1)
+    message = str(caught.value)
+    assert "step 1, picture picture-3, sigma 0." in message
+    assert "loss is nan" in message or "loss is inf" in message
+    assert "(1 problem)" in message
+    assert "Lower train.learning_rate" in message
+    assert all(torch.equal(value, before[name]) for name, value in trainee.parameters.items())
+
+
+def test_broken_gradient_names_the_whole_batch(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finite loss can still have a gradient that is not; then all pictures are suspects."""
+    run = make_run()
+    trainee = trainee_of(run)
+    next(iter(trainee.parameters.values())).register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(TrainingError, match=r"\(2 problems\)[\s\S]*gradient norm is nan"):
+        take_step(trainee, run.data, run.params, 1)

@@ -1,0 +1,55 @@
+"""The yardstick: it must not move between runs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from stages.contracts.params import TrainParams
+from stages.training.encoded import Encoded
+from stages.training.validation import validation_draws, validation_losses
+from tests.training.conftest import attach
+
+SIGMAS = [0.2, 0.8]
+
+
+def test_draws_are_fixed(encoded: Encoded) -> None:
+    """Every held-out picture at every level, at the posterior's mean, with noise of its own."""
+    one, two = (list(validation_draws(encoded.validation, SIGMAS)) for _ in range(2))
+    assert [draw.sigma for draw in one] == [0.2, 0.8, 0.2, 0.8]
+    assert all(torch.equal(a.noise, b.noise) for a, b in zip(one, two, strict=True))
+    assert torch.equal(one[0].clean, encoded.validation[0].latents.mean)
+    assert not torch.equal(one[0].noise, one[1].noise)
+    assert not torch.equal(one[0].noise, one[2].noise)
+
+
+def test_other_levels_leave_a_level_as_it_is(encoded: Encoded) -> None:
+    """A finer grid of noise levels contains the coarse one."""
+    coarse = list(validation_draws(encoded.validation, [0.8]))
+    fine = list(validation_draws(encoded.validation, SIGMAS))
+    assert torch.equal(coarse[0].noise, fine[1].noise)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_losses_do_not_depend_on_the_batch(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded, batch: int
+) -> None:
+    """Batch size changes the speed, not the measure."""
+    draws = list(validation_draws(encoded.validation, SIGMAS))
+    losses = validation_losses(tiny_flux, draws, batch=batch, guidance=1.0)
+    whole = validation_losses(tiny_flux, draws, batch=4, guidance=1.0)
+    assert losses == pytest.approx(whole, rel=1e-5)
+    assert len(losses) == 4
+
+
+def test_fresh_adapter_measures_the_base_model(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams
+) -> None:
+    """B starts at zero, so step 0 is the base model's line to beat, bit for bit."""
+    draws = list(validation_draws(encoded.validation, SIGMAS))
+    base = validation_losses(copy.deepcopy(tiny_flux), draws, batch=4, guidance=1.0)
+    attach(tiny_flux, params)
+    assert validation_losses(tiny_flux, draws, batch=4, guidance=1.0) == base
