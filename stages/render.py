@@ -37,12 +37,12 @@ from stages.imaging.png import encode_png
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
 from stages.runtime.files import sha256_file, write_json
+from stages.runtime.fingerprint import run_fingerprint
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
 from stages.sampling.generation import Generator, Job, generate, open_generator
 from stages.sampling.prompts import NamedPrompt, name_prompts
 from stages.sampling.variants import FULL, NONE, REPEAT, Variant, gate_values, only, without
-from stages.training.fingerprint import run_fingerprint
 
 _MAKE: Final = {"only": only, "without": without}
 _log = logging.getLogger(__name__)

@@ -34,10 +34,10 @@ from stages.families.weights import ensure_weights, read_manifest
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
 from stages.runtime.files import rounded, sha256_file, write_json
+from stages.runtime.fingerprint import run_fingerprint
 from stages.runtime.outputs import replace_folder
 from stages.sampling.generation import Job, generate, make_generator
 from stages.training.encoded import Encoded, read_encoded
-from stages.training.fingerprint import run_fingerprint
 from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.metadata import Origin, adapter_metadata

@@ -42,12 +42,16 @@ def held_interruption() -> Iterator[Interruption]:
     """Yield a record of the first SIGINT or SIGTERM; a second one acts at once.
 
     Python runs signal handlers in the main thread only; in any other this holds nothing back.
+    A signal that is ignored (nohup, a shell's background job) stays ignored.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: handler for number, handler in previous.items() if handler != signal.SIG_IGN
+    }
 
     def hold(number: int, _frame: FrameType | None) -> None:
         interruption.number = number

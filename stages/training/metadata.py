@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from stages.contracts.params import ModelParams, TrainParams
 from stages.families.architecture import Architecture
+from stages.runtime.fingerprint import package_versions
 from stages.training.encoded import Encoded, Picture
-from stages.training.fingerprint import package_versions
 
 _MODELSPEC_VERSION = "1.0.1"
 _IMPLEMENTATION = "https://github.com/black-forest-labs/flux"

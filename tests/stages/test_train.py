@@ -214,7 +214,7 @@ def test_another_runs_state_is_not_used(
     elif what == "data":
         write_text(encoded / "text-a.safetensors", make_text("another caption"))
     else:
-        monkeypatch.setattr("stages.training.fingerprint.sha256_file", lambda path: path.name)
+        monkeypatch.setattr("stages.runtime.fingerprint.sha256_file", lambda path: path.name)
     with caplog.at_level(logging.INFO):
         run(weights, encoded, tmp_path / "out", **changes)
     assert "continuing after step" not in caplog.text

@@ -46,6 +46,14 @@ def test_handlers_come_back() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_ignored_signal_stays_ignored() -> None:
+    """A run under nohup or in a shell's background goes on when the terminal sends Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with held_interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.number is None
+
+
 def test_other_threads_hold_nothing_back() -> None:
     """Only the main thread may set handlers; elsewhere training still works."""
     results = []
