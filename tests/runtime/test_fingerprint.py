@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stages.runtime.fingerprint import package_versions, run_fingerprint, source_files
-from stages.training import fingerprint
+from stages.runtime import fingerprint
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "stages" / "train.py"
