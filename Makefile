@@ -12,8 +12,9 @@ export DO_NOT_TRACK := 1
 
 .PHONY: run flow test lint types unit clean
 
+# DVC deletes a stage's outputs before the stage can refuse its input: bring the last good ones back.
 run: $(INSTALLED)
-	dvc repro
+	dvc repro || { dvc --quiet checkout 2> /dev/null; exit 1; }
 	@echo "Report: file://$(abspath data/report/index.html)"
 
 flow: $(INSTALLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("PREFECT_HOME", tempfile.mkdtemp(prefix="blocklens-prefect-"))
+if "PREFECT_HOME" not in os.environ:  # before prefect is imported, which reads it
+    os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="blocklens-prefect-")
+    atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 import flows.environment
 from flows.graph import DVC

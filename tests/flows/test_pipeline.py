@@ -165,13 +165,19 @@ def test_picture_fits_into_the_database(tmp_path: Path) -> None:
 def start_flow(
     start_python: Callable[..., subprocess.Popen[str]], project: Path, *arguments: str
 ) -> subprocess.Popen[str]:
-    """Start the command line in a project, with a Prefect home of its own, and no server named."""
+    """Start the command line in a project, with Prefect's home where it is by default."""
     program = (
         "import os, sys, runpy\n"
         "os.environ.pop('PREFECT_HOME', None); os.environ.pop('PREFECT_API_URL', None)\n"
         "sys.argv[0] = 'flows.pipeline'; runpy.run_module('flows.pipeline', run_name='__main__')"
     )
     return start_python("-c", program, *arguments, directory=project)
+
+
+@pytest.fixture(scope="module")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Prefect home for several runs: only the first one has to make the database."""
+    return tmp_path_factory.mktemp("prefect-home")
 
 
 @pytest.mark.slow
@@ -182,7 +188,7 @@ def test_command_line_needs_no_server(
     (finished_project / "source.txt").write_text("second\n")
     (finished_project / "hook.sh").write_text("echo live line; echo 'zeta: no way' >&2; exit 1\n")
     flow = start_flow(start_python, finished_project, "zeta")
-    output, _ = flow.communicate(timeout=400)
+    output, _ = flow.communicate(timeout=1200)
     assert "live line" in output
     assert "Traceback" not in output
     assert output.splitlines()[-1] == "zeta: no way"
@@ -195,6 +201,7 @@ def test_command_line_needs_no_server(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signal_ends_flow_stage_and_server(
     finished_project: Path,
+    prefect_home: Path,
     start_python: Callable[..., subprocess.Popen[str]],
     number: signal.Signals,
 ) -> None:
@@ -202,8 +209,11 @@ def test_signal_ends_flow_stage_and_server(
     sleeper = f"600.{time.time_ns()}"
     (finished_project / "source.txt").write_text("second\n")
     (finished_project / "hook.sh").write_text(f"sleep {sleeper}\n")
+    home = finished_project / ".blocklens" / "prefect"
+    home.parent.mkdir()
+    home.symlink_to(prefect_home)
     flow = start_flow(start_python, finished_project, "zeta")
-    wait_until(lambda: bool(processes_with(sleeper)), "the stage starts", 400)
+    wait_until(lambda: bool(processes_with(sleeper)), "the stage starts", 1200)
     family = descendants(flow.pid)
     assert len(family) >= 6, "guard and server, guard, dvc, shell and sleep"
     if number is signal.SIGINT:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.runtime.fingerprint import package_versions, run_fingerprint, source_files
 from stages.runtime import fingerprint
+from stages.runtime.fingerprint import package_versions, run_fingerprint, source_files
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "stages" / "train.py"
