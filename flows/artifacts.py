@@ -98,13 +98,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 
 def _metrics_difference(root: Path) -> str:
-    head = subprocess.run(
-        ["git", "rev-parse", "--verify", "--quiet", "HEAD"],
-        cwd=root,
-        capture_output=True,
-        check=False,
-    )
-    if head.returncode != 0:
+    if not _has_commit(root):
         _log.info("no commit yet: metrics are shown without a comparison")
         return ""
     try:
@@ -112,3 +106,11 @@ def _metrics_difference(root: Path) -> str:
     except GraphError as error:
         _log.warning("metrics are shown without a comparison: %s", error)
         return ""
+
+
+def _has_commit(root: Path) -> bool:
+    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:  # no git on this machine
+        return False

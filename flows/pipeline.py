@@ -47,6 +47,7 @@ def pipeline(targets: list[str] | None = None, force: bool = False) -> State[dic
     """
     root = Path.cwd()
     processes.allow_starts()
+    logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
     try:
         with exclusive_run(root):
             return _run(root, read_plan(root, targets or ()), force)
@@ -130,6 +131,13 @@ def _task_of(stage: PlannedStage) -> Task[[str, bool, float | None], State[Any]]
 
 def _may_retry(_task: Task[..., Any], _run: TaskRun, _state: State[Any]) -> bool:
     return not processes.is_stopping()
+
+
+def _without_empty_traceback(record: logging.LogRecord) -> bool:
+    """Drop the `NoneType: None` that Prefect logs for a task that returns a failed state."""
+    if record.exc_info == (None, None, None):
+        record.exc_info = None
+    return True
 
 
 def _summary(names: Sequence[str]) -> str:

@@ -191,6 +191,7 @@ def test_command_line_needs_no_server(
     output, _ = flow.communicate(timeout=1200)
     assert "live line" in output
     assert "Traceback" not in output
+    assert "NoneType" not in output
     assert output.splitlines()[-1] == "zeta: no way"
     assert flow.returncode == 1
     assert (finished_project / ".blocklens" / "prefect" / "prefect.db").exists()
