@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,9 @@ from flows.graph import DVC
 from prefect.testing.utilities import prefect_test_harness
 
 ROOT = Path(__file__).parents[2]
+
+# A shell starts background jobs with SIGINT ignored, and the flows under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOY = """\
 stages:
