@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import EncodeParams, ModelParams
-from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, read_table, write_table
+from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, accepted, read_table, write_table
 from stages.families.latents import encode_pictures
 from stages.families.loading import load_text_encoders, load_vae
 from stages.families.text import encode_prompts
@@ -99,7 +99,7 @@ def _read_sources(images: Path, captions: Path) -> list[_Source]:
     Raises:
         DatasetError: a picture is missing, was changed, or has no caption of its own.
     """
-    rows = read_table(MANIFEST, images / "manifest.csv").to_dict("records")
+    rows = accepted(read_table(MANIFEST, images / "manifest.csv")).to_dict("records")
     captioned = {row["image"]: row for row in read_table(CAPTIONS, captions).to_dict("records")}
     unknown = captioned.keys() - {row["image"] for row in rows}
     again = "Run `dvc repro caption`."

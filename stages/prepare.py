@@ -24,13 +24,21 @@ import pandas as pd
 
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import PrepareParams
-from stages.contracts.tables import MANIFEST, write_table
+from stages.contracts.tables import ACCEPTED, MANIFEST, write_table
 from stages.imaging.colour import plain_mode, to_srgb
 from stages.imaging.fit import place, scale
-from stages.imaging.folder import list_folder, picture_name, shared_names
+from stages.imaging.folder import (
+    CAPTION_SUFFIX,
+    FolderListing,
+    concept_of,
+    list_folder,
+    picture_name,
+    shared_names,
+)
 from stages.imaging.hashing import near_duplicates, perceptual_hash
 from stages.imaging.inspection import PictureLimits, PictureRefusedError, read_picture
 from stages.imaging.png import encode_png
+from stages.imaging.quality import blur
 from stages.runtime.console import run_stage
 from stages.runtime.files import sha256_file, write_json
 from stages.runtime.outputs import replace_folder
@@ -45,7 +53,9 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class _Source:
     path: Path
+    root: Path
     split: str
+    caption_source: str
 
 
 @dataclass(frozen=True)
@@ -53,13 +63,16 @@ class _Prepared:
     """A row of the manifest in the making, and what a person should know of the picture."""
 
     name: str
+    concept: str
     split: str
     source: str
+    caption_source: str
     source_sha256: str
     sha256: str
     width_px: int
     height_px: int
     exif_orientation: int
+    blur: float
     perceptual_hash: int
     notes: tuple[str, ...]
 
@@ -95,13 +108,25 @@ def prepare(params: PrepareParams, *, images: Path, validation: Path, out: Path)
 
 
 def _sources(images: Path, validation: Path) -> tuple[list[_Source], list[Problem]]:
-    listings = {"train": list_folder(images), "validation": list_folder(validation)}
+    roots = {"train": images, "validation": validation}
+    listings = {split: list_folder(root) for split, root in roots.items()}
+    refused = [refusal for listing in listings.values() for refusal in listing.refused]
+    refused += shared_names(
+        listings["train"].pictures, images, listings["validation"].pictures, validation
+    )
     problems = [problem for listing in listings.values() for problem in listing.problems]
-    problems += shared_names(listings["train"].pictures, listings["validation"].pictures)
+    problems += dict.fromkeys(refusal.problem for refusal in refused)
     sources = [
-        _Source(path, split) for split, listing in listings.items() for path in listing.pictures
+        _Source(path, roots[split], split, _caption_source(path, roots[split], listing))
+        for split, listing in listings.items()
+        for path in listing.pictures
     ]
     return sources, problems
+
+
+def _caption_source(path: Path, root: Path, listing: FolderListing) -> str:
+    captioned = {picture_name(caption, root) for caption in listing.captions}
+    return CAPTION_SUFFIX.removeprefix(".") if picture_name(path, root) in captioned else ""
 
 
 def _in_order(
@@ -127,18 +152,21 @@ def _prepare_picture(source: _Source, params: PrepareParams, folder: Path) -> _P
     scaled = scale(plain_mode(picture.image), params.size_px, params.fit)
     colours, notes = to_srgb(scaled, params.background)
     pixels = place(colours, params.size_px, params.background)
-    name = picture_name(source.path)
+    name = picture_name(source.path, source.root)
     data = encode_png(pixels)
     (folder / f"{name}.png").write_bytes(data)
     return _Prepared(
         name=name,
+        concept=concept_of(source.path, source.root),
         split=source.split,
-        source=source.path.name,
+        source=source.path.relative_to(source.root).as_posix(),
+        caption_source=source.caption_source,
         source_sha256=sha256_file(source.path),
         sha256=hashlib.sha256(data).hexdigest(),
         width_px=picture.width_px,
         height_px=picture.height_px,
         exif_orientation=picture.exif_orientation,
+        blur=blur(pixels),
         perceptual_hash=perceptual_hash(pixels),
         notes=picture.notes + notes,
     )
@@ -173,8 +201,13 @@ def _manifest(prepared: Sequence[_Prepared], twins: dict[str, str], size_px: int
         {
             "image": picture.name,
             "file": f"{picture.name}.png",
-            "source": picture.source,
+            "concept": picture.concept,
+            "repeats": 1,
+            "regularisation": False,
             "split": picture.split,
+            "status": ACCEPTED,
+            "reason": "",
+            "source": picture.source,
             "source_sha256": picture.source_sha256,
             "sha256": picture.sha256,
             "original_width_px": picture.width_px,
@@ -182,8 +215,10 @@ def _manifest(prepared: Sequence[_Prepared], twins: dict[str, str], size_px: int
             "width_px": size_px,
             "height_px": size_px,
             "exif_orientation": picture.exif_orientation,
+            "blur": picture.blur,
             "perceptual_hash": f"{picture.perceptual_hash:016x}",
             "near_duplicate_of": twins.get(picture.name, ""),
+            "caption_source": picture.caption_source,
         }
         for picture in prepared
     ]

@@ -35,8 +35,13 @@ def prepare(folder: Path, side_px: int = 128) -> Path:
             {
                 "image": name,
                 "file": path.name,
-                "source": path.name,
+                "concept": "",
+                "repeats": 1,
+                "regularisation": False,
                 "split": split,
+                "status": "accepted",
+                "reason": "",
+                "source": path.name,
                 "source_sha256": "a" * 64,
                 "sha256": sha256_file(path),
                 "original_width_px": side_px,
@@ -44,8 +49,10 @@ def prepare(folder: Path, side_px: int = 128) -> Path:
                 "width_px": side_px,
                 "height_px": side_px,
                 "exif_orientation": 1,
+                "blur": 100.0,
                 "perceptual_hash": "f" * 16,
                 "near_duplicate_of": "",
+                "caption_source": "",
             }
         )
     write_table(MANIFEST, pd.DataFrame(rows), folder / "manifest.csv")

@@ -143,7 +143,7 @@ def test_everything_wrong_is_said_at_once_and_old_output_stays(folders: dict[str
     scenery(40, 200).save(images / "strip.png")
     scenery(64, 64).save(images / "c.jpg")
     scenery(64, 64).save(images / "held-out.jpg")
-    (images / "folder").mkdir()
+    (images / "folder" / "folder").mkdir(parents=True)
     with pytest.raises(DatasetError) as caught:
         prepare(params(), **folders)
     named = {Path(problem.where).name for problem in caught.value.problems}
