@@ -10,6 +10,7 @@ from typing import Final
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from stages.imaging.metrics import Picture
 
@@ -61,8 +62,8 @@ def bars(pixels: Picture) -> float:
     """Return the share of the height or width that is bars (letterbox, frame), 0 for none.
 
     A bar is a run of lines of one colour from the edge inwards, with a straight edge to a picture
-    that differs along nearly all of it: a plain studio background is no bar. Both of two opposite
-    edges must have one.
+    that differs along nearly all of it: a plain studio background is no bar, and neither is the
+    first of many stripes. Both of two opposite edges must have one.
     """
     heights = _bar(pixels), _bar(pixels[::-1])
     sideways = np.ascontiguousarray(pixels.transpose(1, 0, 2))
@@ -84,6 +85,18 @@ def _bar(pixels: Picture) -> int:
         if np.abs(line - colour).max() > _BAR_SPREAD:
             break
         thickness += 1
-    beyond = pixels[min(thickness + _EDGE_REACH, len(pixels) - 1)]
-    differs = np.abs(beyond - colour).max(axis=1) > _EDGE_STEP
-    return thickness if thickness and differs.mean() >= _EDGE_SHARE else 0
+    if not thickness:
+        return 0
+    beyond = thickness + _EDGE_REACH
+    if _alike(pixels[beyond : beyond + 1], colour).max() > 1 - _EDGE_SHARE:
+        return 0
+    # Lines of the bar's colour between the two bars: a pattern of the picture's own.
+    inner = pixels[beyond : len(pixels) - beyond]
+    return 0 if _alike(inner, colour).max(initial=0.0) > _EDGE_SHARE else thickness
+
+
+def _alike(lines: Picture, colour: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return of each line the share of pixels that have the colour, a step at most away."""
+    levels = np.round(colour)
+    low, high = (np.clip(levels + step, 0, 255) for step in (-_EDGE_STEP, _EDGE_STEP))
+    return np.asarray(((lines >= low) & (lines <= high)).all(axis=2).mean(axis=1))

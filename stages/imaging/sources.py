@@ -73,7 +73,7 @@ def find_sources(images: Path, validation: Path, params: PrepareParams) -> Sourc
             if path not in away
         ),
         tuple((source(split, item.path), item.problem) for split, item in refused),
-        tuple([*problems, *_missing_concepts(images, params.concepts), *_nested(roots.values())]),
+        (*problems, *_missing_concepts(images, params.concepts), *_nested(roots.values())),
     )
 
 

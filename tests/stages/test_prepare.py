@@ -26,7 +26,7 @@ def params(**changes: Any) -> PrepareParams:
     """Return settings for small pictures."""
     values = {
         "images": "unused",
-        "validation_images": "unused",
+        "validation_images": "unused too",
         "size_px": 64,
         "fit": "crop",
         "background": [255, 255, 255],
@@ -193,7 +193,7 @@ def test_near_duplicates_are_counted_and_named(
 ) -> None:
     """Copies make a LoRA learn one picture by heart; across the split they fake the validation."""
     scenery(120, 90, 1).resize((100, 75)).save(folders["images"] / "a copy.png")
-    scenery(64, 64, 3).save(folders["validation"] / "leak.png")
+    scenery(64, 64, 3).convert("L").save(folders["validation"] / "leak.png")
     with caplog.at_level(logging.WARNING):
         prepare(params(), **folders)
     manifest = read_table(MANIFEST, folders["out"] / "manifest.csv").set_index("image")
