@@ -13,6 +13,7 @@ from typing import Final
 import pandas as pd
 import pandera.errors
 import pandera.pandas as pa
+from pandera.dtypes import is_string
 
 from stages.contracts.blocks import BLOCK_PATTERN
 from stages.contracts.errors import Problem, TableError
@@ -283,7 +284,7 @@ def read_table(table: Table, path: Path) -> pd.DataFrame:
         TableError: the file is missing, not CSV, or breaks the table's contract.
     """
     columns = table.schema.columns
-    texts = [name for name, column in columns.items() if str(column.dtype) == "str"]
+    texts = [name for name, column in columns.items() if is_string(column.dtype)]
     reals = {name: float for name, column in columns.items() if str(column.dtype) == "float64"}
     try:
         frame = pd.read_csv(

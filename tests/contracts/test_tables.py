@@ -96,6 +96,13 @@ def test_skipped_pictures_stay_in_the_manifest_and_out_of_the_work(tmp_path: Pat
     assert accepted(table)["image"].tolist() == ["a"]
 
 
+def test_names_and_hashes_of_digits_stay_text(tmp_path: Path) -> None:
+    """A picture called 01.png is not the number 1, and a hash with one e in it no exponent."""
+    frame = manifest().iloc[:1].assign(image="01", perceptual_hash="12345678901234e5")
+    write_table(MANIFEST, frame, tmp_path / "manifest.csv")
+    pd.testing.assert_frame_equal(read_table(MANIFEST, tmp_path / "manifest.csv"), frame)
+
+
 @pytest.mark.parametrize(
     ("row", "column", "value"),
     [
