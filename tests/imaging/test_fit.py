@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from stages.imaging.fit import crop_box, pad_size, place, scale
+from stages.imaging.fit import (
+    bucket_size,
+    crop_box,
+    pad_size,
+    place,
+    salient_box,
+    scale,
+    upscale_factor,
+)
 from tests.imaging.drawings import scenery
 
 RED = (255, 0, 0)
@@ -74,3 +82,48 @@ def test_scaling_keeps_the_colour_profile() -> None:
     image = scenery(100, 100)
     image.info["icc_profile"] = b"profile"
     assert scale(image, 64, "crop", "centre").info["icc_profile"] == b"profile"
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [
+        ((1000, 1000), (1024, 1024)),
+        ((4000, 3000), (1152, 896)),
+        ((3000, 4000), (896, 1152)),
+        ((1920, 1080), (1344, 768)),
+        ((3, 1), (1728, 576)),
+    ],
+)
+def test_bucket_is_the_nearest_shape_of_equal_area(
+    size: tuple[int, int], bucket: tuple[int, int]
+) -> None:
+    """Sides are multiples of 64, and turning the picture turns the bucket."""
+    assert bucket_size(*size, 1024) == bucket
+    assert bucket_size(size[1], size[0], 1024) == bucket[::-1]
+    assert bucket[0] * bucket[1] == pytest.approx(1024**2, rel=0.06)
+
+
+def test_a_bucket_fills_its_shape_without_a_stretch() -> None:
+    """A circle stays a circle: cut to the bucket's proportions, then scaled."""
+    image = Image.new("RGB", (400, 300), (0, 0, 0))
+    ImageDraw.Draw(image).ellipse((150, 100, 250, 200), fill=(255, 255, 255))
+    pixels = np.asarray(scale(image, 256, "bucket", "centre"))[..., 0]
+    assert pixels.shape == (192, 320)
+    rows, columns = np.nonzero(pixels > 127)
+    assert np.ptp(columns) == pytest.approx(np.ptp(rows), abs=2)
+
+
+def test_salient_box_is_as_large_as_the_centre_one() -> None:
+    """Focus moves the cut, it does not change its size."""
+    image = Image.new("RGB", (300, 100), (90, 90, 90))
+    image.paste(scenery(60, 60), (230, 20))
+    left, top, right, bottom = salient_box(image, (64, 64))
+    assert (right - left, bottom - top, top) == (100, 100, 0)
+    assert left >= 150
+
+
+def test_enlargement_is_known_before_it_is_done() -> None:
+    """1 is untouched, above it the picture is blown up."""
+    assert upscale_factor(100, 50, 100, "crop") == 2.0
+    assert upscale_factor(100, 50, 100, "pad") == 1.0
+    assert upscale_factor(640, 640, 256, "bucket") == 0.4
