@@ -32,7 +32,7 @@ from stages.captioning.rules import (
 )
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import CaptionParams, ModelParams
-from stages.contracts.tables import CAPTIONS, MANIFEST, read_table, write_table
+from stages.contracts.tables import CAPTIONS, MANIFEST, accepted, read_table, write_table
 from stages.families.hub import download
 from stages.families.text import count_tokens
 from stages.families.weights import ensure_weights
@@ -112,7 +112,7 @@ def caption(
 
 
 def _pictures(images: Path) -> list[_Picture]:
-    manifest = read_table(MANIFEST, images / "manifest.csv")
+    manifest = accepted(read_table(MANIFEST, images / "manifest.csv"))
     return [
         _Picture(str(row.image), str(row.split), str(row.source), images / "images" / str(row.file))
         for row in manifest.itertuples()
@@ -130,7 +130,7 @@ def _written(
         listing = list_folder(folder)
         problems += listing.problems
         for path in listing.captions:
-            name = picture_name(path)
+            name = picture_name(path, folder)
             if name not in names:
                 remedy = "Name it like its picture, capitals included, or move it away."
                 problems.append(Problem(str(path), "caption without a picture", remedy))

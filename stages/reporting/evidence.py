@@ -21,6 +21,7 @@ from stages.contracts.tables import (
     PICTURES,
     RENDERED,
     Table,
+    accepted,
     read_table,
 )
 
@@ -116,6 +117,7 @@ def read_evidence(folders: Folders) -> Evidence:
         problems.append(Problem(str(folders.adapter), "missing", "Check params split.adapter."))
     if problems:
         raise TableError("The report cannot be written", problems)
+    tables["images"] = accepted(tables["images"])
     blocks = _block_results(
         metrics["split"], tables.pop("blocks"), tables["curve"], metrics["slim"]
     )

@@ -122,8 +122,13 @@ def _manifest(names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
         {
             "image": names,
             "file": [f"{name}.png" for name in names],
-            "source": [f"robot-{name}.jpg" for name in names],
+            "concept": "",
+            "repeats": 1,
+            "regularisation": False,
             "split": splits,
+            "status": "accepted",
+            "reason": "",
+            "source": [f"robot-{name}.jpg" for name in names],
             "source_sha256": [f"{index:064x}" for index in range(len(names))],
             "sha256": [f"{index + 100:064x}" for index in range(len(names))],
             "original_width_px": 1400,
@@ -131,8 +136,10 @@ def _manifest(names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
             "width_px": 1024,
             "height_px": 1024,
             "exif_orientation": [6 if name == "03" else 1 for name in names],
+            "blur": 200.0,
             "perceptual_hash": [f"{index:016x}" for index in range(len(names))],
             "near_duplicate_of": ["04" if name == "07" else "" for name in names],
+            "caption_source": "txt",
         }
     )
 
