@@ -267,7 +267,7 @@ def _table(
             "caption": entry.text,
             "trigger": entry.trigger,
             "origin": entry.origin,
-            "source": entry.source,
+            "written_by": entry.source,
             "change": entry.change,
             "clip_tokens": clip.tokens,
             "t5_tokens": t5.tokens,

@@ -142,7 +142,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, object]]:
         for row in reader:
             yield reader.line_num, None if None in row else row
     except csv.Error:
-        yield reader.line_num, None
+        yield reader.reader.line_num, None
 
 
 def _has_columns(names: Sequence[str]) -> bool:

@@ -23,7 +23,7 @@ def count_words(captions: Sequence[str], trigger: str) -> pd.DataFrame:
     occurrences: Counter[str] = Counter()
     holding: Counter[str] = Counter()
     for caption in captions:
-        words = _WORD.findall(_without(caption, trigger).casefold())
+        words = _WORD.findall(_without(caption, trigger).lower())
         occurrences.update(words)
         holding.update(set(words))
     rows = [

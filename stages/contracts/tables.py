@@ -148,7 +148,7 @@ CAPTIONS: Final = _table(
         "trigger": _text(r"\S*"),
         "origin": _text("user|generated"),
         # The file of the person's caption, or the kind of captioner.
-        "source": _text(r".+"),
+        "written_by": _text(r".+"),
         "change": _text(rf"none|(?:{_CHANGE})(?:; (?:{_CHANGE}))*"),
         "clip_tokens": _count(1),
         "t5_tokens": _count(1),
@@ -320,7 +320,8 @@ def read_table(table: Table, path: Path) -> pd.DataFrame:
         TableError: the file is missing, not CSV, or breaks the table's contract.
     """
     columns = table.schema.columns
-    texts = [name for name, column in columns.items() if str(column.dtype) == "str"]
+    # A picture named 001.png stays 001: text is never read as a number.
+    texts = [name for name, column in columns.items() if str(column.dtype).startswith("str")]
     reals = {name: float for name, column in columns.items() if str(column.dtype) == "float64"}
     try:
         frame = pd.read_csv(

@@ -154,13 +154,17 @@ def _captions(names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
             "image": names,
             "split": splits,
             "caption": texts,
+            "trigger": "tok",
             "origin": [
                 "generated" if name in {f"{i:02d}" for i in range(18, 24)} else "user"
                 for name in names
             ],
+            "written_by": "captions.csv",
             "change": changes,
             "clip_tokens": 12,
             "t5_tokens": [14 + index % 5 for index in range(len(names))],
+            "clip_cut": 0.0,
+            "t5_cut": 0.0,
         }
     )
 
