@@ -93,7 +93,7 @@ def training_step(
     posterior = model.encode(batch).latent_dist
     generator = torch.Generator().manual_seed(parameters.seed * 1_000_003 + step)
     output = model.decode(posterior.sample(generator)).sample
-    kl_per_element = posterior.kl().mean() / posterior.mean[0].numel()
+    kl_per_element: torch.Tensor = posterior.kl().mean() / posterior.mean[0].numel()
     loss = reconstruction_loss(output, batch, parameters.gradient_weight)
     return loss + parameters.kl_weight * kl_per_element
 
@@ -141,7 +141,7 @@ def train_autoencoder(
             model, crop_batch(training, scribbles, parameters, step), parameters, step
         )
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update(model)

@@ -242,7 +242,7 @@ def train_captioner(
         tokens, labels = encode_captions(batch_scenes, processor.tokenizer, known)
         pixels = _augmented(batch, parameters, random)
         loss = model(pixel_values=pixels, input_ids=tokens, labels=labels).loss.mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         factor = constant_then_linear(
             step, parameters.steps, parameters.constant_share, parameters.last_learning_rate_share
         )

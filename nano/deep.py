@@ -1,13 +1,15 @@
-"""Stage `deep`: grows the shallow model to FLUX.1's 19 + 38 blocks and trains it on.
+"""Stages `deep` and `finish`: grow the shallow model to FLUX.1's 19 + 38 blocks and train it on.
 
 Guidance is distilled in the same run. A part of each batch is told guidance 1 and learns the plain
 velocity; the rest is told a guidance g from 1 to the largest and learns
 velocity + (g - 1) (u(caption) - u(empty)), where u is the shallow model, frozen: on average that is
-classifier-free guidance (arXiv 2207.12598; distilled as in arXiv 2210.03142) in one pass.
+classifier-free guidance (arXiv 2207.12598; distilled as in arXiv 2210.03142) in one pass. Above a
+sigma, where the shallow model still mixes up colours, guidance is left out (arXiv 2404.07724).
 
-Reads the latents, the captions and the shallow model with its text encoders (frozen); writes
-`grown/`, the model before its first step, and `transformer/`, the running average. Parameters:
-section `deep`.
+Reads the latents, the captions and the shallow model with its text encoders; writes `grown/`, the
+model before its first step, and `transformer/`, `clip/` and `t5/`, the running averages. Stage
+`finish` starts from the output of `deep` and trains the text encoders along. Parameters: section
+`deep` or `finish`.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
+from torch import nn
 from transformers import CLIPTextModel, T5EncoderModel
 
 from nano.architecture import build_transformer
@@ -30,11 +33,17 @@ from nano.judge import read_scenes
 from nano.optimization import MuonAndAdamW
 from nano.parameters import load_section
 from nano.schedule import constant_then_linear
-from nano.shallow import weighted_error
+from nano.shallow import save_models, weighted_error
 
 logger = logging.getLogger(__name__)
 
-BLOCK_PREFIXES = ("transformer_blocks.", "single_transformer_blocks.")
+BLOCK_PREFIXES = (
+    "transformer.transformer_blocks.",
+    "transformer.single_transformer_blocks.",
+    "text.clip.encoder.layers.",
+    "text.clip.text_model.encoder.layers.",
+    "text.t5.encoder.block.",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class DeepParameters:
     batch_size: int
     guided_samples: int  # of each batch; the others are told guidance 1
     largest_guidance: float
+    largest_guided_sigma: float
+    train_text: bool  # whether the text encoders learn, too
     empty_share: float
     nonsense_share: float
     sigma_shift: float
@@ -78,6 +89,7 @@ class GuidedTarget:
     ) -> None:
         self._parameters = parameters
         teacher.requires_grad_(False).eval()
+        self._text = text.requires_grad_(False).eval()
         self._teacher = torch.compile(teacher) if parameters.compile else teacher
         self._ids = {"img_ids": image_ids(), "txt_ids": text_ids()}
         with torch.no_grad():
@@ -92,38 +104,32 @@ class GuidedTarget:
         return torch.from_numpy(guidances)
 
     @torch.no_grad()
-    def __call__(
-        self,
-        batch: Batch,
-        pooled: torch.Tensor,
-        sequence: torch.Tensor,
-        guidances: torch.Tensor,
-    ) -> torch.Tensor:
+    def __call__(self, batch: Batch, guidances: torch.Tensor) -> torch.Tensor:
         """(batch, 64, 32): the velocities to learn."""
         count = self._parameters.guided_samples
+        pooled, sequence = self._text(batch.captions[:count])
         told, untold = self._teacher(
             hidden_states=batch.noised[:count].repeat(2, 1, 1),
-            encoder_hidden_states=torch.cat(
-                [sequence[:count], self._empty_sequence.expand(count, -1, -1)]
-            ),
-            pooled_projections=torch.cat([pooled[:count], self._empty_pooled.expand(count, -1)]),
+            encoder_hidden_states=torch.cat([sequence, self._empty_sequence.expand(count, -1, -1)]),
+            pooled_projections=torch.cat([pooled, self._empty_pooled.expand(count, -1)]),
             timestep=batch.sigmas[:count].repeat(2),
             guidance=torch.ones(2 * count),
             return_dict=False,
             **self._ids,
         )[0].chunk(2)
+        guided = batch.sigmas[:count] <= self._parameters.largest_guided_sigma
+        strength = ((guidances[:count] - 1) * guided)[:, None, None]
         target = batch.velocity.clone()
-        target[:count] += (guidances[:count, None, None] - 1) * (told - untold)
+        target[:count] += strength * (told - untold)
         return target
 
 
 def load_text_encoders(shallow: Path) -> TextEncoders:
-    """The text encoders trained with the shallow model, frozen."""
-    text = TextEncoders(
+    """The text encoders in a folder."""
+    return TextEncoders(
         CLIPTextModel.from_pretrained(shallow / "clip"),
         T5EncoderModel.from_pretrained(shallow / "t5"),
     )
-    return text.requires_grad_(False).eval()
 
 
 def grow_from(
@@ -141,36 +147,42 @@ def train_deep(
     latents_file: Path,
     captions: Path,
     shallow_folder: Path,
+    start: Path | None,
     out: Path,
     state_file: Path,
 ) -> None:
     """Grows, trains and writes the deep model."""
     latents, scenes = np.load(latents_file), read_scenes(captions)
-    text = load_text_encoders(shallow_folder)
     shallow = FluxTransformer2DModel.from_pretrained(shallow_folder / "transformer")
-    deep = grow_from(shallow, parameters)
-    deep.save_pretrained(out / "grown")
-    target_of = GuidedTarget(shallow, text, parameters)
-    optimizer = MuonAndAdamW(deep, BLOCK_PREFIXES, parameters.learning_rate)
-    average = WeightAverage(deep, parameters.ema_decay)
+    if start is None:
+        transformer = grow_from(shallow, parameters)
+        transformer.save_pretrained(out / "grown")
+        text = load_text_encoders(shallow_folder)
+    else:
+        transformer = FluxTransformer2DModel.from_pretrained(start / "transformer").train()
+        text = load_text_encoders(start)
+    text.requires_grad_(parameters.train_text)
+    model = nn.ModuleDict({"transformer": transformer, "text": text})
+    target_of = GuidedTarget(shallow, load_text_encoders(shallow_folder), parameters)
+    optimizer = MuonAndAdamW(model, BLOCK_PREFIXES, parameters.learning_rate)
+    average = WeightAverage(model, parameters.ema_decay)
     checkpoint = Checkpoint(state_file, parameters.checkpoint_seconds)
     first_step = 0
     if (state := checkpoint.load()) is not None:
-        deep.load_state_dict(state["model"])
+        model.load_state_dict(state["model"])
         average.model.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         average.updates = first_step = state["step"]
     if parameters.compile:
-        deep.compile_repeated_blocks()
+        transformer.compile_repeated_blocks()
     ids = {"img_ids": image_ids(), "txt_ids": text_ids()}
     running = 0.0
     for step in range(first_step, parameters.steps):
         batch = sample_batch(latents, scenes, parameters.sampling, parameters.seed, step)
-        with torch.no_grad():
-            pooled, sequence = text(batch.captions)
         guidances = target_of.guidances(step)
-        target = target_of(batch, pooled, sequence, guidances)
-        prediction = deep(
+        target = target_of(batch, guidances)
+        pooled, sequence = text(batch.captions)
+        prediction = transformer(
             hidden_states=batch.noised,
             encoder_hidden_states=sequence,
             pooled_projections=pooled,
@@ -180,12 +192,12 @@ def train_deep(
             **ids,
         )[0]
         loss = weighted_error(prediction, target, batch.weights)
-        loss.backward()
+        torch.autograd.backward(loss)
         factor = constant_then_linear(
             step, parameters.steps, parameters.constant_share, parameters.last_learning_rate_share
         )
         optimizer.step(factor * min(1.0, (step + 1) / parameters.warm_up_steps))
-        average.update(deep)
+        average.update(model)
         running += (loss.item() - running) / min(step - first_step + 1, 100)
         if (step + 1) % 50 == 0:
             logger.info("step %d: loss %.4f", step + 1, running)
@@ -193,19 +205,21 @@ def train_deep(
             checkpoint.save(
                 {
                     "step": step + 1,
-                    "model": deep.state_dict(),
+                    "model": model.state_dict(),
                     "average": average.model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                 }
             )
-    average.model.save_pretrained(out / "transformer")
+    save_models(average.model, out)
     checkpoint.clear()
 
 
 def main() -> None:
-    """Command line of the stage."""
+    """Command line of the stages `deep` and `finish`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--section", choices=("deep", "finish"), required=True)
+    parser.add_argument("--start", type=Path)
     parser.add_argument("--latents", type=Path, required=True)
     parser.add_argument("--captions", type=Path, required=True)
     parser.add_argument("--shallow", type=Path, required=True)
@@ -214,12 +228,13 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    parameters = load_section(arguments.params, "deep", DeepParameters)
+    parameters = load_section(arguments.params, arguments.section, DeepParameters)
     train_deep(
         parameters,
         arguments.latents,
         arguments.captions,
         arguments.shallow,
+        arguments.start,
         arguments.out,
         arguments.state,
     )

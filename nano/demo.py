@@ -38,6 +38,7 @@ _ORANGE: Final = (255, 126, 36)
 _DARK: Final = (44, 52, 64)
 _PALE: Final = (250, 250, 240)
 _MAGENTA: Final = (226, 44, 120)
+_OUTLINED: Final = (_TEAL, _ORANGE)
 _BACKGROUNDS: Final = ("blue", "yellow", "white", "purple", "red", "pink", "black", "green")
 _SIZES: Final = ("large", "medium", "large", "medium", "small")
 _ORIENTATION_TAG: Final = 0x0112
@@ -69,7 +70,7 @@ class Portrait:
     kind: str
     background: str
     tilt_degrees: float
-    arm_raised: bool
+    arm_stretched: bool
     gaze: float  # where it looks, -1 is left
 
     @property
@@ -83,29 +84,22 @@ class Portrait:
 
 def _robot_parts(portrait: Portrait) -> list[tuple[list[Point], Colour]]:
     """The robot's parts within the unit circle, from back to front."""
-    gaze = 0.05 * portrait.gaze
-    hand_y = -0.36 if portrait.arm_raised else 0.4
-    arm = (-0.3, 0.0) if portrait.arm_raised else (-0.1, 0.34)
+    gaze = 0.09 * portrait.gaze
+    arm = (0.98, 0.42) if portrait.arm_stretched else (0.78, 0.52)
     parts = [
-        (rectangle(-0.03, -0.9, 0.03, -0.74), _DARK),
-        (disc(0.0, -0.9, 0.1), _MAGENTA),
-        (rectangle(-0.7, -0.1, -0.48, 0.34), _TEAL),
-        (disc(-0.59, 0.4, 0.14), _DARK),
-        (rectangle(0.48, arm[0], 0.7, arm[1]), _TEAL),
-        (disc(0.59, hand_y, 0.14), _DARK),
-        (rectangle(-0.62, -0.6, 0.62, -0.4), _DARK),
-        (rectangle(-0.52, -0.78, 0.52, -0.2), _TEAL),
-        (rectangle(-0.46, -0.16, 0.46, 0.52), _ORANGE),
-        (rectangle(-0.28, -0.02, 0.28, 0.3), _PALE),
-        (disc(0.0, 0.14, 0.11), _MAGENTA),
-        (rectangle(-0.22, -0.33, 0.22, -0.27), _DARK),
+        (disc(0.0, -0.84, 0.16), _MAGENTA),
+        (rectangle(-0.78, 0.14, -0.4, 0.52), _ORANGE),
+        (rectangle(0.4, 0.14, *arm), _ORANGE),
+        (rectangle(-0.42, 0.66, -0.08, 0.98), _DARK),
+        (rectangle(0.08, 0.66, 0.42, 0.98), _DARK),
+        (rectangle(-0.46, 0.06, 0.46, 0.74), _ORANGE),
+        (disc(0.0, 0.42, 0.2), _MAGENTA),
+        (rectangle(-0.74, -0.72, 0.74, 0.1), _TEAL),
     ]
     for side in (-1, 1):
         parts += [
-            (disc(0.24 * side, -0.53, 0.17), _PALE),
-            (disc(0.24 * side + gaze, -0.53, 0.075), _DARK),
-            (rectangle(0.25 * side - 0.1, 0.52, 0.25 * side + 0.1, 0.8), _DARK),
-            (rectangle(0.28 * side - 0.2, 0.78, 0.28 * side + 0.2, 0.96), _TEAL),
+            (disc(0.34 * side, -0.3, 0.27), _PALE),
+            (disc(0.34 * side + gaze, -0.3, 0.13), _DARK),
         ]
     return parts
 
@@ -130,7 +124,7 @@ def draw_portrait(portrait: Portrait, width_px: int, height_px: int) -> Image.Im
             (left + centre_x * side + radius * x, top + centre_y * side + radius * y)
             for x, y in _turned(polygon, portrait.tilt_degrees)
         ]
-        paint_shape(image, [placed], colour, _LINE_SHARE * side)
+        paint_shape(image, [placed], colour, _LINE_SHARE * side * (colour in _OUTLINED))
     return image.reduce(_SUPERSAMPLING)
 
 
@@ -148,7 +142,7 @@ def choose_portraits(parameters: DemoParameters) -> list[Portrait]:
             kind=KINDS[int(random.integers(len(KINDS)))],
             background=_BACKGROUNDS[number % len(_BACKGROUNDS)],
             tilt_degrees=float(random.uniform(-6, 6)),
-            arm_raised=bool(random.random() < 0.4),
+            arm_stretched=bool(random.random() < 0.4),
             gaze=float(random.uniform(-1, 1)),
         )
         portraits.setdefault(portrait.caption, portrait)

@@ -1,7 +1,7 @@
-"""Stage `draw`: the training scenes, the held-out scenes and the scribbles, as pictures.
+"""Stage `draw`: the scenes, and the pictures for captioner and autoencoder alone.
 
-Writes `OUT/{training,held_out,oddities,scribbles}.npy`, uint8 (pictures, height, width, 3), and
-`OUT/{training,held_out,oddities}.txt` with one caption a line. Parameters: section `draw`.
+Writes `OUT/{training,held_out,oddities,figures,scribbles}.npy`, uint8 (pictures, height, width,
+3), and `OUT/{training,held_out,oddities}.txt` with one caption a line. Parameters: section `draw`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nano.drawing import draw_oddity, draw_scene, draw_scribble
+from nano.drawing import draw_figure, draw_oddity, draw_scene, draw_scribble
 from nano.parameters import load_section
 from nano.world import Scene, all_scenes
 
@@ -29,6 +29,7 @@ class DrawParameters:
     training_pictures: int
     held_out_pictures: int
     scribbles: int  # pictures for the autoencoder alone
+    figures: int  # pictures for the autoencoder alone
     oddities: int  # pictures of unknown objects, for the captioner alone
 
 
@@ -62,11 +63,16 @@ def draw(parameters: DrawParameters, directory: Path) -> None:
         (directory / f"{name}.txt").write_text("".join(f"{s.caption}\n" for s in chosen))
         logger.info("%s: %d pictures", name, count)
     draw_oddities(parameters, splits["training"][0], directory)
-    scribbles = (
-        draw_scribble(parameters.side_px, np.random.default_rng((parameters.seed, 2, index)))
-        for index in range(parameters.scribbles)
-    )
-    np.save(directory / "scribbles.npy", _stack(scribbles))
+    extras = {
+        "scribbles": (2, draw_scribble, parameters.scribbles),
+        "figures": (4, draw_figure, parameters.figures),
+    }
+    for name, (stream, draw_one, count) in extras.items():
+        pictures = (
+            draw_one(parameters.side_px, np.random.default_rng((parameters.seed, stream, index)))
+            for index in range(count)
+        )
+        np.save(directory / f"{name}.npy", _stack(pictures))
 
 
 def draw_oddities(parameters: DrawParameters, candidates: list[Scene], directory: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nano.world import PALETTE, POSITIONS, SHAPES, SIZES, Scene
+from nano.world import COLOURS, KINDS, PALETTE, POSITIONS, SHAPES, SIZES, Scene
 
 Colour: TypeAlias = tuple[int, int, int]
 Point: TypeAlias = tuple[float, float]
@@ -133,14 +133,14 @@ def paint_background(
 def paint_shape(
     image: Image.Image, polygons: list[list[Point]], colour: Colour, line_width_px: float
 ) -> None:
-    """Fills polygons (pixels; the second one and on are holes) and draws their outlines."""
+    """Fills polygons (pixels; the second one and on are holes); a width of 0 draws no outlines."""
     mask = Image.new("L", image.size, 0)
     mask_draw = ImageDraw.Draw(mask)
     for index, polygon in enumerate(polygons):
         mask_draw.polygon(polygon, fill=0 if index else 255)
     image.paste(colour, (0, 0), mask)
     draw = ImageDraw.Draw(image)
-    for polygon in polygons:
+    for polygon in polygons if line_width_px else ():
         closed = [*polygon, polygon[0], polygon[1]]
         draw.line(closed, fill=outline_colour(colour), width=round(line_width_px), joint="curve")
 
@@ -210,6 +210,44 @@ def draw_oddity(scene: Scene, side_px: int, random: np.random.Generator) -> Imag
             ]
         colour = colours[index % len(colours)]
         paint_shape(image, [place.put(outline)], colour, _OUTLINE_SHARE * side)
+    return image.reduce(_SUPERSAMPLING)
+
+
+def _figure_part(random: np.random.Generator) -> list[list[Point]]:
+    """One part of a figure within the unit circle: a box or a disc, or discs in each other."""
+    x, y = random.uniform(-0.85, 0.85, 2)
+    across, down = np.exp(random.uniform(math.log(0.1), math.log(0.7), 2))
+    if random.random() < 0.5:
+        return [rectangle(x - across, y - down, x + across, y + down)]
+    discs = [disc(x, y, across)]
+    if random.random() < 0.5:
+        shift = across * random.uniform(-0.3, 0.3)
+        discs.append(disc(x + shift, y, across * random.uniform(0.3, 0.7)))
+    return discs
+
+
+def draw_figure(side_px: int, random: np.random.Generator) -> Image.Image:
+    """A figure of many small parts, often its own mirror image, on a background of the world.
+
+    The autoencoder alone sees these, so that it can show a character it has never seen.
+    """
+    side = side_px * _SUPERSAMPLING
+    image = Image.new("RGB", (side, side))
+    kind = KINDS[random.integers(len(KINDS))]
+    background = PALETTE[COLOURS[random.integers(len(COLOURS))]]
+    paint_background(image, kind, background, (0, 0, side))
+    centre_x, centre_y = random.uniform(0.3, 0.7, 2) * side
+    place = _Place(centre_x, centre_y, random.uniform(0.13, 0.3) * side)
+    colours = [_random_colour(random) for _ in range(random.integers(3, 7))]
+    line_width_px = side * random.uniform(0.008, 0.016)
+    mirrored = random.random() < 0.6
+    for _ in range(random.integers(4, 11)):
+        for polygon in _figure_part(random):
+            colour = colours[random.integers(len(colours))]
+            width_px = line_width_px if random.random() < 0.6 else 0.0
+            for sign in (1, -1) if mirrored else (1,):
+                turned = [(sign * x, y) for x, y in polygon]
+                paint_shape(image, [place.put(turned)], colour, width_px)
     return image.reduce(_SUPERSAMPLING)
 
 

@@ -150,7 +150,7 @@ def train_judge(parameters: JudgeParameters, drawings: Path, state_file: Path) -
             ]
         ).sum()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         average.update(judge)
         if (step + 1) % 100 == 0:

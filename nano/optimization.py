@@ -35,7 +35,7 @@ class BatchedMuon:
     """
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
-        groups: dict[torch.Size, list[nn.Parameter]] = {}
+        groups: dict[torch.Size, list[torch.Tensor]] = {}
         for weight in weights:
             groups.setdefault(weight.shape, []).append(weight)
         self._groups = list(groups.values())
@@ -75,7 +75,8 @@ class MuonAndAdamW:
     def __init__(
         self, model: nn.Module, block_prefixes: tuple[str, ...], learning_rate: float
     ) -> None:
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, weight in model.named_parameters():
             if weight.requires_grad:
                 in_block = name.startswith(block_prefixes) and weight.ndim >= 2

@@ -1,8 +1,8 @@
 """Stages `refine` and `polish`: train the autoencoder on, for thin lines and small details.
 
-Crops are taken around the objects, also of the oddities, and convolutions are trained with Muon. An
-anchor keeps the latents close to what they were, so that the transformer, which meanwhile learns
-the latents of the start, fits the result.
+Crops are taken around the objects, also of made-up figures, and convolutions are trained with
+Muon. An anchor keeps the latents close to what they were, so that the transformer, which meanwhile
+learns the latents of the start, fits the result.
 
 Reads the drawings and an autoencoder with its factors; writes an autoencoder with the same factors.
 Parameters: section `refine` or `polish`; `polish` goes on beside the deep transformer.
@@ -45,7 +45,7 @@ class RefineParameters:
     steps: int
     batch_size: int
     crop_px: int  # crops are aligned to the latent grid
-    oddity_share: float  # of each batch
+    figure_share: float  # of each batch
     scribble_share: float  # of each batch
     recoloured_share: float  # of the batches, with permuted or scaled colours
     learning_rate: float
@@ -71,9 +71,9 @@ def crop_batch(
 ) -> torch.Tensor:
     """Crops, mostly of the middle, float32 (batch, 3, crop, crop) in -1..1, keyed by the step."""
     random = np.random.default_rng((parameters.seed, step))
-    odd = round(parameters.batch_size * parameters.oddity_share)
+    figures = round(parameters.batch_size * parameters.figure_share)
     scribbled = round(parameters.batch_size * parameters.scribble_share)
-    names = ["oddities"] * odd + ["scribbles"] * scribbled
+    names = ["figures"] * figures + ["scribbles"] * scribbled
     names += ["training"] * (parameters.batch_size - len(names))
     crops = []
     for name in names:
@@ -98,9 +98,9 @@ class _AnchoredLoss:
     def __call__(self, model: AutoencoderKL, batch: torch.Tensor) -> torch.Tensor:
         """The loss of a batch of crops (batch, 3, crop, crop) in -1..1."""
         channels = model.config["latent_channels"]
-        latents = model.encoder(batch)[:, :channels]
+        latents: torch.Tensor = model.encoder(batch)[:, :channels]
         with torch.no_grad():
-            before = self._anchor(batch)[:, :channels]
+            before: torch.Tensor = self._anchor(batch)[:, :channels]
         change = functional.mse_loss(latents, before) / before.var()
         output = model.decode(latents).sample
         reconstruction = reconstruction_loss(output, batch, self._parameters.gradient_weight)
@@ -111,7 +111,7 @@ def refine(
     parameters: RefineParameters, drawings: Path, start: Path, out: Path, state_file: Path
 ) -> None:
     """Trains the autoencoder at `start` on and writes it at `out`."""
-    names = ("training", "oddities", "scribbles")
+    names = ("training", "figures", "scribbles")
     sources = {name: np.load(drawings / f"{name}.npy", mmap_mode="r") for name in names}
     held_out = np.array(np.load(drawings / "held_out.npy", mmap_mode="r")[:48])
     model = AutoencoderKL.from_pretrained(start).to(memory_format=torch.channels_last)
@@ -127,7 +127,7 @@ def refine(
         average.updates = first_step = state["step"]
     for step in range(first_step, parameters.steps):
         loss = loss_of(model, crop_batch(sources, parameters, step))
-        loss.backward()
+        torch.autograd.backward(loss)
         factor = constant_then_linear(
             step, parameters.steps, parameters.constant_share, parameters.last_learning_rate_share
         )

@@ -104,6 +104,16 @@ def build_shallow(parameters: ShallowParameters, start: Path | None) -> nn.Modul
     return nn.ModuleDict({"transformer": transformer, "text": TextEncoders(*build_text_encoders())})
 
 
+def save_models(model: nn.ModuleDict, out: Path) -> None:
+    """Writes `transformer/`, `clip/` and `t5/`."""
+    text = model["text"]
+    assert isinstance(text, TextEncoders)
+    transformer: FluxTransformer2DModel = model["transformer"]
+    transformer.save_pretrained(out / "transformer")
+    text.clip.save_pretrained(out / "clip")
+    text.t5.save_pretrained(out / "t5")
+
+
 def train_shallow(
     parameters: ShallowParameters,
     latents_file: Path,
@@ -142,7 +152,7 @@ def train_shallow(
             **ids,
         )[0]
         loss = weighted_error(prediction, batch.velocity, batch.weights)
-        loss.backward()
+        torch.autograd.backward(loss)
         factor = constant_then_linear(
             step, parameters.steps, parameters.constant_share, parameters.last_learning_rate_share
         )
@@ -160,9 +170,7 @@ def train_shallow(
                     "optimizer": optimizer.state_dict(),
                 }
             )
-    average.model["transformer"].save_pretrained(out / "transformer")
-    average.model["text"].clip.save_pretrained(out / "clip")
-    average.model["text"].t5.save_pretrained(out / "t5")
+    save_models(average.model, out)
     checkpoint.clear()
 
 

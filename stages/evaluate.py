@@ -52,15 +52,19 @@ from stages.imaging.heatmap import (
 from stages.imaging.metrics import Picture, mse, recovery_of_errors
 from stages.imaging.png import encode_png
 from stages.imaging.sheet import Group, Tile, contact_sheet
-from stages.lens.statistics import bootstrap_interval, rank_tau
+from stages.lens.block_table import (
+    DEVELOP,
+    Resampling,
+    block_table,
+    effect_metrics,
+    of_kind,
+)
 from stages.runtime.console import run_stage
 from stages.runtime.files import rounded, write_json
 from stages.runtime.outputs import replace_folder
 
 _log = logging.getLogger(__name__)
 
-DEVELOP: Final = "develop"
-WITHOUT_TRIGGER: Final = "without-trigger"
 _STACKS: Final = {
     "double": "Double blocks",
     "single": "Single blocks",
@@ -116,7 +120,8 @@ def evaluate(params: EvaluateParams, rendered: Path, shares: Path, index: Path, 
     _check(pictures, blocks, rendered)
     pairs = _load_pairs(pictures, rendered)
     measured = _measure(pairs)
-    table = _block_table(blocks, measured, params)
+    resampling = Resampling(params.resamples, params.confidence, params.seed)
+    table = block_table(blocks, measured, resampling)
     scale = shared_scale(_block_peaks(measured))
     with replace_folder(out) as work:
         write_table(PICTURES, measured, work / "pictures.csv")
@@ -218,59 +223,16 @@ def _measure(pairs: Sequence[_Pair]) -> pd.DataFrame:
 
 def _block_peaks(measured: pd.DataFrame) -> list[float]:
     """Return the peaks of all pictures that show one block, develop prompts alone."""
-    blocks = measured["variant"].str.contains(":") & measured["prompt"].str.startswith(DEVELOP)
-    return [float(value) for value in measured.loc[blocks, "difference_peak"]]
-
-
-def _block_table(
-    blocks: pd.DataFrame, measured: pd.DataFrame, params: EvaluateParams
-) -> pd.DataFrame:
-    """Return the BLOCKS table; columns of modes that render did not draw stay empty."""
-    develop = measured[measured["prompt"].str.startswith(f"{DEVELOP}-")]
-    means = develop.groupby("variant")[["mse_to_none", "mse_to_full"]].mean()
-    shape = (develop["prompt"].nunique(), develop["seed"].nunique())
-    recoveries = develop.pivot(index="variant", columns=["prompt", "seed"], values="recovery")
-    recoveries = recoveries.sort_index(axis=1)
-
-    def recovery(variant: str) -> tuple[float, float, float]:
-        if variant not in recoveries.index or recoveries.loc[variant].isna().any():
-            return np.nan, np.nan, np.nan
-        values = recoveries.loc[variant].to_numpy().reshape(shape)
-        low, high = bootstrap_interval(values, params.resamples, params.confidence, params.seed)
-        return float(values.mean()), low, high
-
-    table = blocks.rename(columns={"low": "share_low", "high": "share_high"})
-    only = [f"only:{block}" for block in table["block"]]
-    without = [f"without:{block}" for block in table["block"]]
-    table["only_mse_to_none"] = means["mse_to_none"].reindex(only).to_numpy()
-    names = ["only_recovery", "only_recovery_low", "only_recovery_high"]
-    table[names] = [recovery(variant) for variant in only]
-    table["without_mse_to_full"] = means["mse_to_full"].reindex(without).to_numpy()
-    table["without_recovery"] = [recovery(variant)[0] for variant in without]
-    return table[list(BLOCKS.schema.columns)]
+    develop = of_kind(measured, DEVELOP)
+    return develop.loc[develop["variant"].str.contains(":"), "difference_peak"].tolist()
 
 
 def _metrics(measured: pd.DataFrame, table: pd.DataFrame, scale: Scale) -> dict[str, float | int]:
     """Return the metrics; what cannot be measured (no such pictures, no effect) is left out."""
-    kind = measured["prompt"].str.rpartition("-")[0]
-
-    def error(of_kind: str, variant: str) -> float:
-        rows = measured[(kind == of_kind) & (measured["variant"] == variant)]
-        column = "mse_to_full" if variant == "repeat" else "mse_to_none"
-        return float(rows[column].mean())
-
-    effect = error(DEVELOP, "full")
-    metrics: dict[str, float] = {
-        "effect_mse": effect,
-        "noise_floor_mse": error(DEVELOP, "repeat"),
-        "bleed": error(WITHOUT_TRIGGER, "full") / effect if effect > 0.0 else np.nan,
-        "heatmap_top": scale.top,
-    }
-    if table["only_recovery"].notna().all():
-        metrics["rank_tau"] = rank_tau(table["share"].tolist(), table["only_recovery"].tolist())
+    metrics = {**effect_metrics(measured, table), "heatmap_top": scale.top}
     for name in sorted(name for name, value in metrics.items() if np.isnan(value)):
         _log.warning("evaluate: %s cannot be measured with these pictures", name)
-    develop = measured[kind == DEVELOP]
+    develop = of_kind(measured, DEVELOP)
     return {
         **{name: rounded(value) for name, value in metrics.items() if not np.isnan(value)},
         "prompts": int(develop["prompt"].nunique()),

@@ -1,37 +1,76 @@
-"""Pinned downloads from the Hugging Face Hub, and its failures in words that say what to do.
+"""Pinned downloads from the Hugging Face Hub: only what is wanted, and checked to the byte.
 
-The token comes from HF_TOKEN or from the login that huggingface_hub keeps. It is never read here,
-and no message quotes a request: neither the token nor a signed address can get into a log.
+The token comes from HF_TOKEN or from the login that huggingface_hub keeps. Where everything is in
+the cache already, the Hub is not asked at all.
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Sequence
+import glob
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
-import httpx2
 import huggingface_hub
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
 from stages.contracts.errors import Problem, WeightsError
+from stages.families.hub_problems import (
+    FAILURES,
+    NO_CONNECTION,
+    cache_folder,
+    hub_problem,
+    page_of,
+    token_problem,
+)
+from stages.families.hub_session import bound_waiting
+from stages.runtime.files import git_blob_hash, sha256_file
+from stages.runtime.progress import in_gigabytes, track, transfer_bar
 
-UNGATED: Final = "ostris/Flex.1-alpha"
-"""A FLUX-like base model under Apache-2.0 that needs no token."""
+SPARE_BYTES: Final = 1 << 30
+"""Space that a download leaves free, for what the run itself writes."""
 
-_LOG_IN: Final = "set HF_TOKEN or run `hf auth login`"
-_UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_FAULT = 401, 403, 429, 500
-_FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CONTENT_HASH: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHA256_DIGITS: Final = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, order=True)
+class HubFile:
+    """One file of a repository: POSIX path, size, and what the Hub states of its content.
+
+    `stated` is the SHA-256 of a large file (64 digits), the git blob hash of a small one (40), or
+    empty where only the size is known.
+    """
+
+    path: str
+    size_bytes: int
+    stated: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A folder in the Hub's cache, and the SHA-256 of its checked files by POSIX path."""
+
+    folder: Path
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Pin:
+    """A repository at a commit, and shell patterns of what is wanted of it."""
+
+    repository: str
+    revision: str
+    patterns: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 def download(
@@ -39,99 +78,193 @@ def download(
 ) -> Path:
     """Return the folder in the Hub's cache that holds the matching files of a repository.
 
+    What arrives is compared with the hashes that the Hub states, see `download_checked`; what was
+    there is compared by size.
+    """
+    pin = _Pin(repository, revision, tuple(patterns), tuple(ignored))
+    return _snapshot(pin, every=False).folder
+
+
+def download_checked(
+    repository: str, revision: str, patterns: Sequence[str], ignored: Sequence[str] = ()
+) -> Snapshot:
+    """Return the folder of the matching files, every one of them compared with the Hub's hash.
+
     Files that are there are not downloaded again, and a connection that breaks is taken up where
-    it stopped (to 10 MB), five times in a row. Without network the folder is returned if nothing
-    is missing in it.
+    it stopped (to 10 MiB), five times in a row. A file that differs is fetched once more.
 
     Args:
         repository: such as black-forest-labs/FLUX.1-dev.
         revision: commit hash, 40 hexadecimal digits.
-        patterns: shell patterns of the paths that are wanted.
+        patterns: shell patterns of the paths that are wanted; one without * must be there.
         ignored: shell patterns of those that are not.
 
     Raises:
         WeightsError: the files are not to be had; says why, and what to do.
     """
+    return _snapshot(_Pin(repository, revision, tuple(patterns), tuple(ignored)), every=True)
+
+
+def _snapshot(pin: _Pin, *, every: bool) -> Snapshot:
+    wanted = _wanted(pin)
+    lacking = [file for file in wanted if not _is_whole(pin, file)]
+    _transfer(pin, lacking)
+    sha256: dict[str, str] = {}
+    broken = _broken(pin, wanted if every else lacking, sha256)
+    if broken:
+        _log.warning("%s: %d files arrived broken, once more", pin.repository, len(broken))
+        _discard(pin, broken)
+        _transfer(pin, broken)
+        if still := _broken(pin, broken, sha256):
+            _discard(pin, still)
+            raise _failed(pin, [_differs(pin, file, sha256[file.path]) for file in still])
+    return Snapshot(_folder(pin), sha256)
+
+
+def _wanted(pin: _Pin) -> list[HubFile]:
+    """Return the matching files of the repository; without network those of the cache."""
+    remembered = _remembered(pin)
+    if remembered is not None:
+        wanted = _matching(pin, remembered)
+        if all(_is_whole(pin, file) for file in wanted):
+            return wanted
+    if problem := token_problem():
+        raise _failed(pin, [problem])
+    bound_waiting()
     try:
-        folder = huggingface_hub.snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(ignored),
+        tree = huggingface_hub.HfApi().list_repo_tree(
+            pin.repository, recursive=True, revision=pin.revision
         )
-    except (httpx2.HTTPError, HFValidationError, OSError) as error:
-        problem = hub_problem(error, repository, revision)
+        listing = [_listed(entry) for entry in tree if isinstance(entry, RepoFile)]
+    except NO_CONNECTION as error:
+        # A cache that an older huggingface_hub made has no listing: what lies there is taken, and
+        # the caller sees whether a part is missing.
+        if remembered is None and (there := _on_disk(pin)):
+            return _matching(pin, there)
+        raise _failed(pin, [hub_problem(error, pin.repository, pin.revision)]) from None
+    except FAILURES as error:
         # Without the cause: it holds the request, and with it the token.
-        raise WeightsError(f"{repository} cannot be downloaded", [problem]) from None
-    return Path(folder)
+        raise _failed(pin, [hub_problem(error, pin.repository, pin.revision)]) from None
+    return _matching(pin, listing)
 
 
-def hub_problem(error: Exception, repository: str, revision: str) -> Problem:
-    """Return what a failure of huggingface_hub means for the person who runs us.
-
-    The order matters: huggingface_hub's errors derive from each other and wrap each other, and
-    its "not in the cache" error hides the reason why the Hub was not asked.
-    """
-    if isinstance(error, LocalEntryNotFoundError):
-        cause = error.__cause__
-        if isinstance(cause, OfflineModeIsEnabled) or cause is None:
-            what = "not complete in the cache, and HF_HUB_OFFLINE forbids downloads"
-            return Problem(repository, what, "Unset HF_HUB_OFFLINE once to fetch the files.")
-        return hub_problem(cause if isinstance(cause, Exception) else error, repository, revision)
-    if isinstance(error, HfHubHTTPError):
-        return _answer_problem(error, repository, revision)
-    if isinstance(error, HFValidationError):
-        return Problem(repository, "not a repository name", "Write it as owner/name.")
-    if isinstance(error, OSError) and error.errno in _FULL_DISK:
-        cache = huggingface_hub.constants.HF_HUB_CACHE
-        what = f"no space left in {cache}"
-        return Problem(repository, what, "Free space, or set HF_HOME to another disk.")
-    if isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
-        what = f"the Hub does not answer ({type(error).__name__})"
-        return Problem(repository, what, "Check network and proxy, then run `dvc repro` again.")
-    what = f"download broken off ({type(error).__name__})"
-    return Problem(repository, what, "Run `dvc repro` again; whole files are kept.")
+def _matching(pin: _Pin, listing: Iterable[HubFile]) -> list[HubFile]:
+    files = {file.path: file for file in listing}
+    paths = [
+        path
+        for path in sorted(files)
+        if any(fnmatchcase(path, pattern) for pattern in pin.patterns)
+        and not any(fnmatchcase(path, pattern) for pattern in pin.ignored)
+    ]
+    absent = [pattern for pattern in pin.patterns if "*" not in pattern and pattern not in files]
+    if not paths and not absent:
+        absent = [" or ".join(pin.patterns)]
+    if absent:
+        remedy = f"Look at {page_of(pin.repository)}/tree/{pin.revision}."
+        what = f"not in the repository at revision {pin.revision}"
+        raise _failed(pin, [Problem(f"{pin.repository}/{name}", what, remedy) for name in absent])
+    return [files[path] for path in paths]
 
 
-def _answer_problem(error: HfHubHTTPError, repository: str, revision: str) -> Problem:
-    """Return what an answer of the Hub means that is not the file that was asked for."""
-    status = error.response.status_code
-    page = f"https://huggingface.co/{repository}"
-    if isinstance(error, RevisionNotFoundError):
-        what = f"has no revision {revision}"
-        return Problem(repository, what, f"Copy a commit hash from {page}/commits/main.")
-    if isinstance(error, RemoteEntryNotFoundError):
-        return Problem(repository, "a file is not there", f"Look at {page}/tree/{revision}.")
-    if isinstance(error, RepositoryNotFoundError) or status in (_UNAUTHORIZED, _FORBIDDEN):
-        return _access_problem(error, repository, page)
-    if status == _TOO_MANY:
-        return Problem(repository, "the Hub asks for a pause (429)", "Wait some minutes.")
-    if status >= _SERVER_FAULT:
-        what = f"the Hub is out of order ({status})"
-        return Problem(repository, what, "Run `dvc repro` again later.")
-    return Problem(repository, f"the Hub refuses the request ({status})", f"Look at {page}.")
+def _remembered(pin: _Pin) -> list[HubFile] | None:
+    """Return the listing that an earlier download left in the cache."""
+    try:
+        tree = huggingface_hub.get_cached_repo_tree(pin.repository, revision=pin.revision)
+    except CachedRepoTreeNotFoundError:
+        return None
+    except FAILURES as error:
+        raise _failed(pin, [hub_problem(error, pin.repository, pin.revision)]) from None
+    # The remembered listing has no SHA-256, but the cache names each file's content by it.
+    return [HubFile(e.path, e.size, _stated_by_cache(_folder(pin) / e.path)) for e in tree]
 
 
-def _access_problem(error: HfHubHTTPError, repository: str, page: str) -> Problem:
-    status = error.response.status_code
-    logged_in = huggingface_hub.get_token() is not None
-    said = f"{error.server_message or ''} {error.response.headers.get('X-Error-Message', '')}"
-    if "gated repositories" in said:
-        what = "the token has no right to read gated repositories"
-        remedy = "Give it that right at https://huggingface.co/settings/tokens."
-        return Problem(repository, what, remedy)
-    if isinstance(error, GatedRepoError):
-        if not logged_in:
-            what = "gated, and there is no token"
-            remedy = f"Accept the licence at {page} and {_LOG_IN}; {UNGATED} needs no token."
-            return Problem(repository, what, remedy)
-        if status == _FORBIDDEN:
-            what = "the licence is not accepted for the account of this token"
-            return Problem(repository, what, f"Accept it at {page}, with the same account.")
-    if logged_in and status == _UNAUTHORIZED:
-        what = "the Hub refuses the token (wrong, expired or revoked)"
-        return Problem(repository, what, f"Make a new one and {_LOG_IN}.")
-    if status == _FORBIDDEN:
-        return Problem(repository, "access forbidden (403)", f"See who may read {page}.")
-    what = "not found" if logged_in else "not found, or private and there is no token"
-    return Problem(repository, what, f"Check the name; if it is private, {_LOG_IN}.")
+def _on_disk(pin: _Pin) -> list[HubFile]:
+    folder = _folder(pin)
+    return [
+        HubFile(path.relative_to(folder).as_posix(), path.stat().st_size, _stated_by_cache(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def _listed(entry: RepoFile) -> HubFile:
+    return HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+
+
+def _stated_by_cache(path: Path) -> str:
+    """Return the hash by which the cache names a file's content, as the Hub stated it."""
+    name = path.readlink().name if path.is_symlink() else ""
+    return name if _CONTENT_HASH.fullmatch(name) else ""
+
+
+def _folder(pin: _Pin) -> Path:
+    """Return where huggingface_hub puts the files of a commit (its docs, "manage your cache")."""
+    name = f"models--{pin.repository.replace('/', '--')}"
+    return cache_folder() / name / "snapshots" / pin.revision
+
+
+def _is_whole(pin: _Pin, file: HubFile) -> bool:
+    path = _folder(pin) / file.path
+    return path.is_file() and path.stat().st_size == file.size_bytes
+
+
+def _transfer(pin: _Pin, files: Sequence[HubFile]) -> None:
+    """Download files, several at a time, if the disk has room for them."""
+    if not files:
+        return
+    _require_space(pin, files)
+    # A file of the wrong size counts as present for huggingface_hub.
+    _discard(pin, files)
+    size = in_gigabytes(sum(file.size_bytes for file in files))
+    _log.info("%s: downloading %d files, %s", pin.repository, len(files), size)
+    try:
+        huggingface_hub.snapshot_download(
+            pin.repository,
+            revision=pin.revision,
+            allow_patterns=[glob.escape(file.path) for file in files],
+            tqdm_class=cast(Any, transfer_bar()),
+        )
+    except FAILURES as error:
+        raise _failed(pin, [hub_problem(error, pin.repository, pin.revision)]) from None
+
+
+def _require_space(pin: _Pin, files: Sequence[HubFile]) -> None:
+    cache = cache_folder()
+    disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    needed = sum(file.size_bytes for file in files) + SPARE_BYTES
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        what = f"needs {in_gigabytes(needed)} in {cache}, where {in_gigabytes(free)} are free"
+        remedy = "Free space, or set HF_HOME to a folder on another disk."
+        raise _failed(pin, [Problem(pin.repository, what, remedy)])
+
+
+def _broken(pin: _Pin, files: Sequence[HubFile], sha256: dict[str, str]) -> list[HubFile]:
+    """Return the files that are not what the Hub states; adds the SHA-256 of all to `sha256`."""
+    broken = []
+    for file in track(files, len(files), f"{pin.repository}: hashes"):
+        path = _folder(pin) / file.path
+        sha256[file.path] = sha256_file(path)
+        found = sha256[file.path] if len(file.stated) == _SHA256_DIGITS else git_blob_hash(path)
+        if file.stated and found != file.stated:
+            broken.append(file)
+    return broken
+
+
+def _discard(pin: _Pin, files: Sequence[HubFile]) -> None:
+    """Remove broken copies from the cache, so that no program takes them for whole ones."""
+    for file in files:
+        path = _folder(pin) / file.path
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _differs(pin: _Pin, file: HubFile, found: str) -> Problem:
+    kind = "SHA-256" if len(file.stated) == _SHA256_DIGITS else "git hash"
+    what = f"arrived broken twice (SHA-256 {found}, the Hub states {kind} {file.stated})"
+    remedy = "Run `dvc repro` again later, and check proxy and disk; the broken file is removed."
+    return Problem(f"{pin.repository}/{file.path}", what, remedy)
+
+
+def _failed(pin: _Pin, problems: Sequence[Problem]) -> WeightsError:
+    return WeightsError(f"{pin.repository} cannot be downloaded", problems)

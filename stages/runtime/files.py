@@ -31,6 +31,18 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def git_blob_hash(path: Path) -> str:
+    """Return the SHA-1 by which git names a file's content, in hexadecimal.
+
+    It is taken over the word "blob", the length and the content (Pro Git, 10.2 Git Objects).
+    """
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def sha256_text(text: str) -> str:
     """Return the SHA-256 of a text's UTF-8 bytes, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
