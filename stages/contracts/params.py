@@ -111,16 +111,51 @@ class FetchParams(Section):
         return self
 
 
-class PrepareParams(Section):
-    """From raw pictures to checked squares."""
+class ConceptParams(Section):
+    """What is special about one sub-folder of `prepare.images`."""
 
-    images: Text = Field(description="Folder with the training pictures and their .txt captions.")
-    validation_images: Text = Field(
-        description="Folder with pictures that are never trained on, only measured."
+    folder: Annotated[str, Field(pattern=r"^[^/\\]+$")] = Field(description="Its name.")
+    repeats: Positive = Field(description="How often each of its pictures is used in an epoch.")
+    regularisation: bool = Field(
+        description="Pictures of what the LoRA must leave alone: captions without the trigger."
     )
-    size_px: Side = Field(description="Side of the prepared square pictures, in pixels.")
-    fit: Literal["crop", "pad"] = Field(
-        description="crop: centre square; pad: whole picture on the background colour."
+
+
+class PrepareParams(Section):
+    """From raw pictures to checked ones of one size."""
+
+    images: Text = Field(
+        description="Folder with the training pictures and their captions; sub-folders are "
+        "concepts."
+    )
+    validation_images: Text = Field(
+        description="Folder with pictures that are never trained on, only measured; the same as "
+        "`images` where validation_share takes them from there."
+    )
+    validation_share: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        description="Share of the pictures in `images` that is held out, by the hash of their "
+        "content; 0 takes the folder validation_images instead."
+    )
+    concepts: list[ConceptParams] = Field(
+        description="List of {folder, repeats, regularisation}; sub-folders that are not listed "
+        "have repeats 1 and no regularisation."
+    )
+    kind: Literal["style", "character", "object", "complex-style"] = Field(
+        description="What the LoRA is of; decides how many pictures are too few or too many."
+    )
+    on_invalid: Literal["fail", "skip"] = Field(
+        description="fail: a file that cannot be used stops the stage; skip: it is listed in the "
+        "manifest and left out."
+    )
+    size_px: Side = Field(
+        description="Side of the prepared square pictures, in pixels; buckets have its area."
+    )
+    fit: Literal["crop", "pad", "bucket"] = Field(
+        description="crop: a square; pad: whole picture on the background colour; bucket: the "
+        "nearest shape of equal area with sides in multiples of 64."
+    )
+    focus: Literal["centre", "saliency"] = Field(
+        description="Where crop and bucket cut: around the middle, or around what stands out."
     )
     background: Annotated[list[Channel], Field(min_length=3, max_length=3)] = Field(
         description="RGB colour under transparent pixels and around padded pictures, 0-255."
@@ -136,6 +171,56 @@ class PrepareParams(Section):
         description="Pictures whose 64-bit perceptual hashes differ in at most so many bits are "
         "reported as near duplicates."
     )
+    similar_bits: Annotated[int, Field(ge=0, le=64)] = Field(
+        description="Pictures whose hashes differ in at most so many bits count as near one "
+        "another for low_variety_share."
+    )
+    low_variety_share: Fraction = Field(
+        description="Share of all pairs of training pictures that are near one another from "
+        "which on the set is reported as of low variety."
+    )
+    blur_below: Annotated[float, Field(ge=0.0)] = Field(
+        description="Variance of the Laplacian (grey 0-255, prepared picture) under which a "
+        "picture is reported as blurred."
+    )
+    black_below: Channel = Field(
+        description="Grey level that 99 of 100 pixels of a picture reported as near-black are "
+        "under."
+    )
+    uniform_below: Annotated[float, Field(ge=0.0)] = Field(
+        description="Standard deviation, in grey levels, under which all three channels of a "
+        "picture reported as near-uniform stay."
+    )
+    upscale_above: Annotated[float, Field(ge=1.0)] = Field(
+        description="Factor of enlargement above which it is reported as strong."
+    )
+    bars_above: Fraction = Field(
+        description="Share of height or width above which bars of one colour at opposite edges "
+        "(letterbox, frame) are reported."
+    )
+
+    @model_validator(mode="after")
+    def _held_out_once(self) -> Self:
+        same = Path(self.images) == Path(self.validation_images)
+        if same != (self.validation_share > 0):
+            raise ValueError(
+                f"validation_share is {self.validation_share:g}, so validation_images must "
+                + ("be another folder than images" if same else "be the same folder as images")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _concepts_once(self) -> Self:
+        folders = [concept.folder for concept in self.concepts]
+        if twice := sorted({name for name in folders if folders.count(name) > 1}):
+            raise ValueError(f"concepts listed more than once: {twice}")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets_have_a_square(self) -> Self:
+        if self.fit == "bucket" and self.size_px % 64:
+            raise ValueError(f"size_px ({self.size_px}) must be a multiple of 64 for fit: bucket")
+        return self
 
 
 class CaptionParams(Section):

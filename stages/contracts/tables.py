@@ -180,6 +180,8 @@ ENCODED: Final = _table(
         "kind": _text("image|sample|empty"),
         "name": _text(),
         "split": _text("train|validation|"),
+        # How often an epoch uses a training picture; 1 elsewhere.
+        "repeats": _count(1),
         "caption": _text(),
         "latents_file": _text(),
         "text_file": _text(r".+\.safetensors"),

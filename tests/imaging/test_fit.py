@@ -39,7 +39,7 @@ def test_pad_keeps_the_proportions(size: tuple[int, int], expected: tuple[int, i
 @pytest.mark.parametrize("size", [(64, 64), (97, 64), (64, 301), (200, 200), (33, 35)])
 def test_result_is_exactly_square(fit: str, size: tuple[int, int]) -> None:
     """No later stage needs to check a size again."""
-    pixels = place(scale(scenery(*size), 64, fit), 64, RED)
+    pixels = place(scale(scenery(*size), 64, fit, "centre"), (64, 64), RED)
     assert pixels.shape == (64, 64, 3)
     assert pixels.dtype == np.uint8
 
@@ -47,19 +47,23 @@ def test_result_is_exactly_square(fit: str, size: tuple[int, int]) -> None:
 def test_picture_of_the_right_size_is_untouched() -> None:
     """Preparing twice is preparing once."""
     image = scenery(64, 64)
-    assert np.array_equal(place(scale(image, 64, "crop"), 64, RED), np.asarray(image))
+    assert np.array_equal(
+        place(scale(image, 64, "crop", "centre"), (64, 64), RED), np.asarray(image)
+    )
 
 
 def test_crop_is_pillows_lanczos() -> None:
     """Nothing that lies outside the square bleeds into its edges."""
     image = scenery(200, 120)
     reference = image.crop((40, 0, 160, 120)).resize((64, 64), Image.Resampling.LANCZOS)
-    assert np.array_equal(np.asarray(scale(image, 64, "crop")), np.asarray(reference))
+    assert np.array_equal(np.asarray(scale(image, 64, "crop", "centre")), np.asarray(reference))
 
 
 def test_pad_is_background_around_the_whole_picture() -> None:
     """A wide picture has bars of the stated colour above and below, equally high."""
-    pixels = place(scale(Image.new("RGB", (200, 100), (0, 0, 255)), 64, "pad"), 64, RED)
+    pixels = place(
+        scale(Image.new("RGB", (200, 100), (0, 0, 255)), 64, "pad", "centre"), (64, 64), RED
+    )
     assert (pixels[:16] == RED).all()
     assert (pixels[48:] == RED).all()
     assert (pixels[16:48] == (0, 0, 255)).all()
@@ -69,4 +73,4 @@ def test_scaling_keeps_the_colour_profile() -> None:
     """Colours are converted after scaling, so the profile must survive it."""
     image = scenery(100, 100)
     image.info["icc_profile"] = b"profile"
-    assert scale(image, 64, "crop").info["icc_profile"] == b"profile"
+    assert scale(image, 64, "crop", "centre").info["icc_profile"] == b"profile"

@@ -45,8 +45,8 @@ def take_in(path: Path) -> bool:
         picture = read_picture(path, LIMITS)
     except PictureRefusedError:
         return False
-    colours, _ = to_srgb(scale(plain_mode(picture.image), 64, "crop"), WHITE)
-    assert place(colours, 64, WHITE).shape == (64, 64, 3)
+    colours, _ = to_srgb(scale(plain_mode(picture.image), 64, "crop", "centre"), WHITE)
+    assert place(colours, (64, 64), WHITE).shape == (64, 64, 3)
     return True
 
 

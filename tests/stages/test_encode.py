@@ -186,6 +186,27 @@ def test_picture_that_prepare_would_not_write(
     manifest = read_table(MANIFEST, prepared / "manifest.csv")
     manifest.loc[manifest["image"] == "first", "sha256"] = sha256_file(path)
     write_table(MANIFEST, manifest, prepared / "manifest.csv")
-    with pytest.raises(DatasetError, match="L, 128x128, expected RGB with equal sides"):
+    with pytest.raises(DatasetError, match="pixel format L, expected RGB"):
         run(weights_manifest, prepared, tmp_path / "out")
     assert contents(tmp_path / "out") == before
+
+
+def test_buckets_keep_their_shape_and_repeats_come_along(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """A wide picture is encoded wide, at the training resolution's area; squares as ever."""
+    plain = run(weights_manifest, prepared, tmp_path / "plain")
+    pixels = np.random.default_rng(9).integers(0, 256, (192, 320, 3), np.uint8)
+    path = prepared / "images" / "second.png"
+    Image.fromarray(pixels).save(path)
+    manifest = read_table(MANIFEST, prepared / "manifest.csv")
+    wide = manifest["image"] == "second"
+    manifest.loc[wide, ["sha256", "width_px", "height_px", "repeats"]] = [
+        sha256_file(path), 320, 192, 4,
+    ]  # fmt: skip
+    write_table(MANIFEST, manifest, prepared / "manifest.csv")
+    encoded = run(weights_manifest, prepared, tmp_path / "out")
+    first, second = encoded.training
+    assert second.latents.mean.shape[1:] == (6, 10), "80 x 48 pixels: about 64 x 64"
+    assert (first.repeats, second.repeats) == (1, 4)
+    assert torch.equal(first.latents.mean, plain.training[0].latents.mean)
