@@ -45,7 +45,7 @@ from stages.families.weights import ensure_weights
 from stages.imaging.folder import CAPTION_SUFFIX, list_folder
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
-from stages.runtime.files import write_json
+from stages.runtime.files import sha256_file, write_json
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
 
@@ -59,6 +59,7 @@ class _Picture:
     concept: str
     repeats: int
     regularisation: bool
+    folder: Path  # of the raw picture
     source: str
     path: Path
 
@@ -95,9 +96,8 @@ def caption(
     """
     folder = ensure_weights(weights)
     problems = trigger_problems(params.trigger, folder)
-    pictures, skipped = _pictures(images)
-    folders = {"train": captions, "validation": validation_captions}
-    written = _written(pictures, skipped, folders, problems)
+    pictures, skipped = _pictures(images, {"train": captions, "validation": validation_captions})
+    written = _written(pictures, skipped, problems)
     lacking = [picture for picture in pictures if picture.name not in written]
     if params.captioner == "sidecar":
         problems += [_lacks_caption(picture) for picture in lacking]
@@ -127,31 +127,44 @@ def caption(
     _log.info("caption: %d written by you, %d by the captioner", len(written), len(generated))
 
 
-def _pictures(images: Path) -> tuple[list[_Picture], dict[str, list[str]]]:
-    """Return the accepted pictures, and split -> sources of those that `prepare` skipped."""
+def _pictures(
+    images: Path, folders: Mapping[str, Path]
+) -> tuple[list[_Picture], dict[Path, list[str]]]:
+    """Return the accepted pictures, and folder -> sources of those that `prepare` skipped."""
     pictures = []
-    skipped: dict[str, list[str]] = {"train": [], "validation": []}
+    skipped: dict[Path, list[str]] = {folder: [] for folder in folders.values()}
     for row in read_table(MANIFEST, images / "manifest.csv").to_dict("records"):
+        folder = _raw_folder(row["split"], row["source"], row["source_sha256"], folders)
         if row["status"] != ACCEPTED:
-            skipped[row["split"]].append(row["source"])
+            skipped[folder].append(row["source"])
             continue
         names = ("split", "concept", "repeats", "regularisation", "source")
         values = {name: row[name] for name in names}
         path = images / "images" / row["file"]
-        pictures.append(_Picture(name=row["image"], path=path, **values))
+        pictures.append(_Picture(name=row["image"], folder=folder, path=path, **values))
     return pictures, skipped
+
+
+def _raw_folder(split: str, source: str, sha256: str, folders: Mapping[str, Path]) -> Path:
+    """Return where a raw picture lies: `prepare` may hold out some of the training folder."""
+    own = folders[split]
+    having = [folder for folder in folders.values() if (folder / source).is_file()]
+    if len(having) > 1:
+        having = [folder for folder in having if sha256_file(folder / source) == sha256]
+    return having[0] if having and own not in having else own
 
 
 def _written(
     pictures: Sequence[_Picture],
-    skipped: Mapping[str, Sequence[str]],
-    folders: Mapping[str, Path],
+    skipped: Mapping[Path, Sequence[str]],
     problems: list[Problem],
 ) -> dict[str, Written]:
     """Return picture name -> the person's caption; what is wrong with others goes to `problems`."""
     written: dict[str, Written] = {}
-    for split, folder in folders.items():
-        names = {picture.source: picture.name for picture in pictures if picture.split == split}
+    for folder, left_out in skipped.items():
+        names = {picture.source: picture.name for picture in pictures if picture.folder == folder}
+        if not names:
+            continue  # `prepare` did not look there
         listing = list_folder(folder)
         problems += listing.problems
         # Refused pictures are the affair of `prepare`.
@@ -160,7 +173,7 @@ def _written(
             for refusal in listing.refused
             if refusal.path.suffix.lower() == CAPTION_SUFFIX
         ]
-        found, wrong = read_written(folder, listing.captions, [*skipped[split], *names])
+        found, wrong = read_written(folder, listing.captions, [*left_out, *names])
         problems += wrong
         written |= {names[source]: entry for source, entry in found.items() if source in names}
     return written

@@ -23,6 +23,7 @@ class Raw:
     repeats: int = 1
     regularisation: bool = False
     skipped: bool = False
+    held_out: bool = False  # for validation, from the training folder
 
     @property
     def concept(self) -> str:
@@ -41,18 +42,18 @@ def write_prepared(folder: Path, raws: dict[str, Path], pictures: list[Raw]) -> 
     (folder / "images").mkdir(parents=True)
     rows = []
     for seed, picture in enumerate(pictures):
-        raw = raws[picture.split] / picture.source
+        raw = raws["train" if picture.held_out else picture.split] / picture.source
         raw.parent.mkdir(parents=True, exist_ok=True)
         if picture.skipped:
             raw.write_bytes(b"")
         else:
             scenery(SIDE_PX, SIDE_PX, seed).save(raw)
             scenery(SIDE_PX, SIDE_PX, seed).save(folder / "images" / f"{picture.name}.png")
-        rows.append(_row(folder, picture))
+        rows.append(_row(folder, picture, raw))
     write_table(MANIFEST, pd.DataFrame(rows), folder / "manifest.csv")
 
 
-def _row(folder: Path, picture: Raw) -> dict[str, object]:
+def _row(folder: Path, picture: Raw, raw: Path) -> dict[str, object]:
     path = folder / "images" / f"{picture.name}.png"
     size = 0 if picture.skipped else SIDE_PX
     return {
@@ -65,7 +66,7 @@ def _row(folder: Path, picture: Raw) -> dict[str, object]:
         "status": SKIPPED if picture.skipped else ACCEPTED,
         "reason": "zero bytes" if picture.skipped else "",
         "source": picture.source,
-        "source_sha256": "" if picture.skipped else "0" * 64,
+        "source_sha256": "" if picture.skipped else sha256_file(raw),
         "sha256": "" if picture.skipped else sha256_file(path),
         "original_width_px": size,
         "original_height_px": size,

@@ -278,3 +278,20 @@ def test_common_word_as_trigger_is_refused(paths: dict[str, Path]) -> None:
     assert first.what == "empty caption" or second.what == "empty caption"
     assert "caption.trigger: 'robot' is one common token to both text encoders" in str(caught.value)
     assert "such as 'rbt'" in str(caught.value)
+
+
+def test_pictures_held_out_of_the_training_folder(tmp_path: Path, weights_manifest: Path) -> None:
+    """Their captions lie beside them; a validation folder that nobody uses is not looked at."""
+    pictures = [Raw("a.png"), Raw("b.png", "validation", held_out=True)]
+    paths = make(tmp_path, weights_manifest, pictures)
+    leftover = paths["validation_captions"]
+    (leftover / "b.png").write_bytes(b"another picture")
+    (leftover / "b.txt").write_text("tok, another picture")
+    (leftover / "held-out.txt").unlink(missing_ok=True)
+    (paths["captions"] / "b.txt").write_text("tok, held out")
+    caption(caption_params(captioner="template", template="a robot"), MODEL, **paths)
+    table = read_table(CAPTIONS, paths["out"] / "captions.csv")
+    assert table[["image", "split", "caption"]].to_numpy().tolist() == [
+        ["a", "train", "tok, a robot"],
+        ["b", "validation", "tok, held out"],
+    ]
