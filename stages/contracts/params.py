@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stages.contracts.captions import unreadable_signs
 from stages.contracts.errors import ParamsError, Problem
 
 Positive = Annotated[int, Field(ge=1)]
@@ -24,6 +26,9 @@ Text = Annotated[str, Field(min_length=1)]
 CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Channel = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+
+_FLORENCE_TASKS: Final = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
+_UNASKED: Final = frozenset({"sidecar", "template", "blip", "wd14"})
 
 SHARED_SECTIONS: Final = ("model", "sampling", "prompts")
 """Sections that belong to no single stage."""
@@ -222,10 +227,10 @@ class CaptionParams(Section):
     """One caption per picture, the trigger first."""
 
     trigger: Annotated[str, Field(pattern=r"^\S+$")] = Field(
-        description="The word that calls the concept; one word, no spaces."
+        description="The word that calls the concept; one word, no spaces, unknown to the model."
     )
-    captioner: Literal["blip"] = Field(
-        description="Kind of captioner for pictures without a .txt file."
+    captioner: Literal["sidecar", "template", "blip", "blip2", "florence2", "qwen-vl", "wd14"] = (
+        Field(description="Kind of captioner for pictures that you wrote none for; sidecar: none.")
     )
     folder: Text = Field(
         description="Folder of the captioner's weights; with a repository, any folder to watch."
@@ -236,11 +241,65 @@ class CaptionParams(Section):
     revision: CommitHash | None = Field(
         description="Commit hash of the captioner's repository (40 hexadecimal digits)."
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        description="Number format of the captioner; bfloat16 halves its memory."
+    )
     max_new_tokens: Positive = Field(description="Longest caption the captioner may write.")
+    instruction: str = Field(
+        description="What the captioner is asked: a sentence for qwen-vl, a task for florence2, "
+        "opening words or nothing for blip2; empty for the others."
+    )
+    subject: str = Field(description="What the pictures show, where the template says {subject}.")
+    template: str = Field(
+        description="Caption of the template captioner, with {subject} and {concept} (the "
+        "sub-folder's name); empty for the others."
+    )
+    prefix: str = Field(description="Words between the trigger and a generated caption, or empty.")
+    suffix: str = Field(description="Words after a generated caption, or empty.")
+    tag_threshold: Fraction = Field(description="Chance above which wd14 says a general tag.")
+    character_threshold: Fraction = Field(
+        description="Chance above which wd14 says a character's name."
+    )
 
     @model_validator(mode="after")
     def _repository_is_pinned(self) -> Self:
         _check_pinned(self.repository, self.revision)
+        return self
+
+    @model_validator(mode="after")
+    def _captioner_is_asked_its_way(self) -> Self:
+        if self.captioner == "qwen-vl" and not self.instruction.strip():
+            raise ValueError("qwen-vl needs an instruction; see docs/captioners.md")
+        if self.captioner == "florence2" and self.instruction not in _FLORENCE_TASKS:
+            raise ValueError(f"florence2's instruction is one of {', '.join(_FLORENCE_TASKS)}")
+        if self.captioner in _UNASKED and self.instruction:
+            raise ValueError(f"{self.captioner} takes no instruction; leave it empty")
+        if (self.captioner == "template") != bool(self.template.strip()):
+            raise ValueError("template and captioner: template go together; else leave it empty")
+        return self
+
+    @model_validator(mode="after")
+    def _template_can_be_filled_in(self) -> Self:
+        try:
+            parts = list(Formatter().parse(self.template))
+        except ValueError as error:
+            raise ValueError(f"the template cannot be read: {error}") from error
+        gaps = [
+            f"{name}{'!' if kind else ''}{form}"
+            for _, name, form, kind in parts
+            if name is not None
+        ]
+        if unknown := sorted(set(gaps) - {"subject", "concept"}):
+            raise ValueError(f"the template knows {{subject}} and {{concept}}, not {unknown}")
+        if "subject" in gaps and not self.subject.strip():
+            raise ValueError("the template says {subject}, but subject is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _words_stay_on_one_line(self) -> Self:
+        for name in ("trigger", "subject", "template", "prefix", "suffix"):
+            if unreadable_signs(getattr(self, name)):
+                raise ValueError(f"{name} holds line breaks or control characters")
         return self
 
 

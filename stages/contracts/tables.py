@@ -16,6 +16,7 @@ import pandera.pandas as pa
 from pandera.dtypes import is_string
 
 from stages.contracts.blocks import BLOCK_PATTERN
+from stages.contracts.captions import is_trigger_first, says_something, unreadable_signs
 from stages.contracts.errors import Problem, TableError
 
 FLOAT_FORMAT: Final = "%.9g"
@@ -119,17 +120,55 @@ MANIFEST: Final = _table(
     ),
 )
 
+_CHANGE: Final = "prefix added|suffix added|trigger added|trigger moved first"
+
+
+def _is_plain_caption(text: str) -> bool:
+    return says_something(text) and not unreadable_signs(text)
+
+
+def _captions_begin_with_their_trigger(captions: pd.DataFrame) -> pd.Series[bool]:
+    held = [
+        trigger == "" or is_trigger_first(caption, trigger)
+        for caption, trigger in zip(captions["caption"], captions["trigger"], strict=True)
+    ]
+    return pd.Series(held, index=captions.index, dtype=bool)
+
+
 CAPTIONS: Final = _table(
     "caption/captions.csv",
     ("image",),
     {
         "image": _text(r"[^/\\]+"),
         "split": _text("train|validation"),
-        "caption": _text(r".+"),
+        "caption": pa.Column(
+            str,
+            pa.Check(_is_plain_caption, element_wise=True, name="one line of readable text"),
+        ),
+        # What the caption begins with; empty for regularisation pictures.
+        "trigger": _text(r"\S*"),
         "origin": _text("user|generated"),
-        "change": _text("none|trigger added|trigger moved first"),
+        # The file of the person's caption, or the kind of captioner.
+        "written_by": _text(r".+"),
+        "change": _text(rf"none|(?:{_CHANGE})(?:; (?:{_CHANGE}))*"),
         "clip_tokens": _count(1),
         "t5_tokens": _count(1),
+        # Share of the tokens that the encoder does not read.
+        "clip_cut": _real(0.0, 1.0),
+        "t5_cut": _real(0.0, 1.0),
+    },
+    (pa.Check(_captions_begin_with_their_trigger, name="trigger first and exactly once"),),
+)
+
+WORDS: Final = _table(
+    "caption/words.csv",
+    ("word",),
+    {
+        # Words of the training captions, the trigger apart; share: of the captions that hold it.
+        "word": _text(r"\S+"),
+        "captions": _count(1),
+        "share": _real(0.0, 1.0),
+        "occurrences": _count(1),
     },
 )
 
@@ -284,6 +323,7 @@ def read_table(table: Table, path: Path) -> pd.DataFrame:
         TableError: the file is missing, not CSV, or breaks the table's contract.
     """
     columns = table.schema.columns
+    # A picture named 001.png stays 001: text is never read as a number.
     texts = [name for name, column in columns.items() if is_string(column.dtype)]
     reals = {name: float for name, column in columns.items() if str(column.dtype) == "float64"}
     try:

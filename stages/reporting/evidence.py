@@ -20,6 +20,7 @@ from stages.contracts.tables import (
     MANIFEST,
     PICTURES,
     RENDERED,
+    WORDS,
     Table,
     accepted,
     read_table,
@@ -80,6 +81,7 @@ class Evidence:
     metrics: Mapping[str, Metrics]
     images: pd.DataFrame
     captions: pd.DataFrame
+    words: pd.DataFrame
     history: pd.DataFrame
     rendered: pd.DataFrame
     measured: pd.DataFrame
@@ -128,6 +130,7 @@ def _table_places(folders: Folders) -> dict[str, tuple[Table, Path]]:
     return {
         "images": (MANIFEST, folders.prepared / "manifest.csv"),
         "captions": (CAPTIONS, folders.captioned / "captions.csv"),
+        "words": (WORDS, folders.captioned / "words.csv"),
         "history": (HISTORY, folders.trained / "history.csv"),
         "rendered": (RENDERED, folders.rendered / "index.csv"),
         "blocks": (BLOCKS, folders.evaluated / "blocks.csv"),

@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 
 from stages.contracts.errors import TableError
-from stages.contracts.tables import HISTORY, MANIFEST, SHARES, accepted, read_table, write_table
+from stages.contracts.tables import (
+    CAPTIONS,
+    HISTORY,
+    MANIFEST,
+    SHARES,
+    accepted,
+    read_table,
+    write_table,
+)
 
 
 def shares() -> pd.DataFrame:
@@ -126,3 +134,60 @@ def test_two_accepted_pictures_do_not_share_a_name(tmp_path: Path) -> None:
     frame = pd.concat([manifest(), manifest().iloc[:1].assign(source="a.png")], ignore_index=True)
     with pytest.raises(TableError, match="breaks the contract"):
         write_table(MANIFEST, frame, tmp_path / "manifest.csv")
+
+
+def test_names_made_of_digits_stay_names(tmp_path: Path) -> None:
+    """Cameras and people number their pictures; 001 is neither 1 nor a number."""
+    frame = manifest().iloc[:1].assign(image="001", file="001.png", near_duplicate_of="000")
+    write_table(MANIFEST, frame, tmp_path / "manifest.csv")
+    table = read_table(MANIFEST, tmp_path / "manifest.csv")
+    assert table.loc[0, ["image", "near_duplicate_of", "source_sha256"]].tolist() == [
+        "001",
+        "000",
+        "0" * 64,
+    ]
+
+
+def captions() -> pd.DataFrame:
+    """Return a picture with the trigger and a regularisation picture without."""
+    row = {
+        "image": "a", "split": "train", "caption": "tok, a robot", "trigger": "tok",
+        "origin": "user", "written_by": "a.txt", "change": "none",
+        "clip_tokens": 5, "t5_tokens": 6, "clip_cut": 0.0, "t5_cut": 0.25,
+    }  # fmt: skip
+    other = {"image": "b", "caption": "a person", "trigger": "", "change": "prefix added"}
+    return pd.DataFrame([row, row | other])
+
+
+def test_captions_survive_the_disk(tmp_path: Path) -> None:
+    """Empty triggers and words such as null come back as they were."""
+    frame = captions()
+    frame.loc[1, "caption"] = "null"
+    write_table(CAPTIONS, frame, tmp_path / "captions.csv")
+    pd.testing.assert_frame_equal(read_table(CAPTIONS, tmp_path / "captions.csv"), frame)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("caption", "a robot, tok"),
+        ("caption", "tok, a robot, TOK"),
+        ("caption", "token of a robot"),
+        ("caption", ""),
+        ("caption", " ,."),
+        ("caption", "tok, a\nrobot"),
+        ("caption", "tok, a\trobot"),
+        ("caption", "tok, \ufffd"),
+        ("change", "trigger"),
+        ("change", "trigger added; "),
+        ("written_by", ""),
+        ("clip_cut", 1.5),
+        ("clip_tokens", 0),
+    ],
+)
+def test_captions_that_break_a_rule_are_refused(tmp_path: Path, column: str, value: object) -> None:
+    """Trigger first and exactly once, one line of readable text: whoever writes the table."""
+    frame = captions()
+    frame.loc[0, column] = value
+    with pytest.raises(TableError, match="breaks the contract"):
+        write_table(CAPTIONS, frame, tmp_path / "captions.csv")

@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
+from stages.captioning.words import count_words
 from stages.contracts.blocks import BlockId, numbered_blocks
 from stages.contracts.params import Params, load_params
 from stages.contracts.tables import (
@@ -27,6 +28,7 @@ from stages.contracts.tables import (
     RENDERED,
     SHARES,
     SPLIT_INDEX,
+    WORDS,
     write_table,
 )
 from stages.evaluate import evaluate
@@ -113,6 +115,8 @@ def write_intake(data: Path, side_px: int) -> None:
     write_json(data / "prepare" / "metrics.json", {**metrics, "near_duplicates": 1})
     (data / "caption").mkdir()
     write_table(CAPTIONS, _captions(names, splits), data / "caption" / "captions.csv")
+    words = count_words(_captions(names, splits)["caption"].tolist(), "tok")
+    write_table(WORDS, words, data / "caption" / "words.csv")
     counts = {"captions_user": 24, "captions_generated": 6, "tokens_over_limit": 0}
     write_json(data / "caption" / "metrics.json", counts)
 
@@ -154,13 +158,17 @@ def _captions(names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
             "image": names,
             "split": splits,
             "caption": texts,
+            "trigger": "tok",
             "origin": [
                 "generated" if name in {f"{i:02d}" for i in range(18, 24)} else "user"
                 for name in names
             ],
+            "written_by": "captions.csv",
             "change": changes,
             "clip_tokens": 12,
             "t5_tokens": [14 + index % 5 for index in range(len(names))],
+            "clip_cut": 0.0,
+            "t5_cut": 0.0,
         }
     )
 

@@ -66,10 +66,14 @@ def write_captions(folder: Path, captions: dict[str, str]) -> Path:
             "image": name,
             "split": NAMES.get(name, "train"),
             "caption": caption,
+            "trigger": "",
             "origin": "user",
+            "written_by": f"{name}.txt",
             "change": "none",
             "clip_tokens": 5,
             "t5_tokens": 5,
+            "clip_cut": 0.0,
+            "t5_cut": 0.0,
         }
         for name, caption in captions.items()
     ]
