@@ -8,14 +8,19 @@ where a run was resumed, or on which other pictures there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from stages.families.noise import keyed_generator, keyed_normal, keyed_uniform
 from stages.families.text import TextEmbedding
 from stages.training.encoded import Latents, Picture
+from stages.training.noise_levels import NoiseLevels, draw_sigma
+
+_TOKEN_PIXELS: Final = 4  # a token is a 2x2 patch of latent pixels
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,13 @@ def samples_of_step(step: int, batch: int, repeats: Sequence[int], seed: int) ->
 
 
 def draw_sample(
-    picture: Picture, empty: TextEmbedding, use: int, seed: int, *, timesteps: str, dropout: float
+    picture: Picture,
+    empty: TextEmbedding,
+    use: int,
+    seed: int,
+    *,
+    levels: NoiseLevels,
+    dropout: float,
 ) -> Draw:
     """Return the draws of one use of `picture`.
 
@@ -73,7 +84,7 @@ def draw_sample(
         empty: embedding of the empty caption.
         use: how often the picture was used before.
         seed: of the run.
-        timesteps: `sigmoid` or `uniform`, see `_sigma`.
+        levels: what its noise level is drawn from.
         dropout: probability of the empty caption in place of the picture's own.
     """
     key = (use, picture.name)
@@ -82,7 +93,7 @@ def draw_sample(
     return Draw(
         clean=posterior_sample(picture.latents, keyed_normal(shape, seed, "posterior", *key)),
         noise=keyed_normal(shape, seed, "noise", *key),
-        sigma=_sigma(timesteps, seed, *key),
+        sigma=draw_sigma(levels, math.prod(shape[1:]) // _TOKEN_PIXELS, seed, "timestep", *key),
         text=empty if dropped else picture.text,
     )
 
@@ -95,13 +106,3 @@ def posterior_sample(latents: Latents, normal: torch.Tensor) -> torch.Tensor:
 def _order(seed: int, epoch: int, uses: int) -> Sequence[int]:
     generator = keyed_generator(seed, "order", epoch)
     return [int(place) for place in torch.randperm(uses, generator=generator)]
-
-
-def _sigma(timesteps: str, seed: int, use: int, name: str) -> float:
-    """Return a noise level: sigmoid of a normal draw (arXiv 2403.03206, 3.1) or uniform.
-
-    ai-toolkit and SimpleTuner train FLUX on the former, with location 0 and scale 1, unshifted.
-    """
-    if timesteps == "uniform":
-        return keyed_uniform([1], seed, "timestep", use, name).item()
-    return torch.sigmoid(keyed_normal([1], seed, "timestep", use, name)).item()

@@ -14,6 +14,7 @@ from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
 from stages.training.batches import Draw, draw_sample, samples_of_step
 from stages.training.encoded import Encoded
+from stages.training.noise_levels import NoiseLevels, loss_weights
 from stages.training.objective import assemble, flow_losses
 from stages.training.optimiser import learning_rate, set_learning_rate
 
@@ -57,7 +58,8 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
         named = [(names[m], draws[m]) for m in members]
         _require_finite("loss", losses.tolist(), step, named)
         # Gradients add up: the whole is that of the mean over the step's samples.
-        part = losses.mean() * (len(members) / len(draws))
+        weights = loss_weights(batch.sigmas, params)
+        part = (weights * losses).mean() * (len(members) / len(draws))
         torch.autograd.backward([part])
         loss += part.item()
     norm = nn.utils.clip_grad_norm_(trainee.parameters.values(), params.gradient_clip).item()
@@ -82,7 +84,7 @@ def _draw_batch(
             data.empty,
             sample.use,
             params.seed,
-            timesteps=params.timesteps,
+            levels=NoiseLevels.from_params(params),
             dropout=params.caption_dropout,
         )
         for sample in samples

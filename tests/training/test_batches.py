@@ -10,15 +10,17 @@ import torch
 from stages.families.noise import keyed_generator
 from stages.training.batches import Draw, draw_sample, posterior_sample, samples_of_step
 from stages.training.encoded import Latents
+from stages.training.noise_levels import NoiseLevels
 from tests.training.conftest import make_picture, make_text
 
+SIGMOID = NoiseLevels("sigmoid", 0.0, 1.0)
 EMPTY = make_text("")
 PICTURES = {name: make_picture(name) for name in "ab"}
 
 
 def draw(epoch: int = 0, name: str = "a", seed: int = 1, dropout: float = 0.0) -> Draw:
     """Return the draws of one use of a picture."""
-    return draw_sample(PICTURES[name], EMPTY, epoch, seed, timesteps="sigmoid", dropout=dropout)
+    return draw_sample(PICTURES[name], EMPTY, epoch, seed, levels=SIGMOID, dropout=dropout)
 
 
 def test_every_epoch_uses_every_picture_once() -> None:
@@ -106,7 +108,9 @@ def test_noise_levels_follow_the_distribution() -> None:
 def test_uniform_noise_levels() -> None:
     """The other choice is uniform in 0 to 1."""
     levels = [
-        draw_sample(PICTURES["a"], EMPTY, epoch, 1, timesteps="uniform", dropout=0.0).sigma
+        draw_sample(
+            PICTURES["a"], EMPTY, epoch, 1, levels=NoiseLevels("uniform", 0.0, 1.0), dropout=0.0
+        ).sigma
         for epoch in range(1000)
     ]
     tenths = Counter(int(level * 10) for level in levels)
