@@ -127,7 +127,7 @@ def add_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
             matrix.grad = torch.zeros_like(matrix)
     flat = torch.cat([matrix.grad.flatten() for matrix in matrices if matrix.grad is not None])
     distributed.all_reduce(flat)
-    parts = flat.split([matrix.numel() for matrix in matrices])
+    parts = torch.split(flat, [matrix.numel() for matrix in matrices])
     for matrix, part in zip(matrices, parts, strict=True):
         matrix.grad = part.view_as(matrix)
 
