@@ -29,7 +29,8 @@ from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import HISTORY, write_table
 from stages.families.architecture import Architecture, lora_modules, read_architecture
-from stages.families.loading import load_transformer
+from stages.families.loading import checkpoint_blocks, load_transformer
+from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
@@ -60,19 +61,21 @@ def train(
 
     Raises:
         DatasetError: the encoded pictures are broken or do not fit the base model.
+        HardwareError: a package or GPU that `model` asks for is missing.
         TrainingError: a loss or gradient is not finite.
     """
+    device = configure_torch()
+    require_hardware(model, device)
     folder = ensure_weights(weights)
     architecture = read_architecture(folder)
     data = read_encoded(encoded)
     _require_fit(encoded, data, architecture)
-    device = configure_torch()
-    transformer = load_transformer(folder, model.precision, device)
+    transformer = load_transformer(folder, model, device)
     modules = lora_modules(architecture, params.targets)
     add_lora(transformer, modules, params.rank, params.alpha, params.seed)
     shorten_lora_forward(transformer)
     if params.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+        checkpoint_blocks(transformer)
     parameters = sum(matrix.numel() for matrix in lora_parameters(transformer).values())
     _announce(params, data, len(modules), parameters)
     origin = Origin(_base_name(weights), architecture, data)

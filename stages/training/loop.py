@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from stages.training.interruption import held_interruption
 from stages.training.optimiser import build_optimiser, optimiser_tensors, restore_optimiser
 from stages.training.state import Journal, Row, load_newest, save_state, write_whole
 from stages.training.step import Trainee, take_step
-from stages.training.validation import validation_draws, validation_losses
+from stages.training.validation import Measures, measure
 
 _SAVE_EVERY: Final = "BLOCKLENS_SAVE_EVERY_S"
 _SAVE_EVERY_S: Final = 30.0
@@ -112,8 +112,8 @@ def _begin(run: Run, folder: Path) -> Journal:
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(step=0, history=[], files={})
     base = _validate(run)
-    _log.info("base model: validation loss %.4f", base)
-    journal.history.append(Row(0, None, None, 0.0, base))
+    _log.info("base model: validation loss %.4f", base.validation_loss)
+    journal.history.append(Row(0, None, None, 0.0, **asdict(base)))
     _write_samples(run, journal, folder)
     return journal
 
@@ -149,10 +149,13 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
     step, params = journal.step + 1, run.params
     result = take_step(trainee, run.data, params, step)
     last = step == params.steps
-    loss = _validate(run) if last or step % params.validation_every == 0 else None
+    measures = _validate(run) if last or step % params.validation_every == 0 else None
+    losses = {"validation_loss": None} if measures is None else asdict(measures)
     journal.step = step
-    journal.history.append(Row(step, result.loss, result.gradient_norm, result.learning_rate, loss))
-    if loss is not None:
+    journal.history.append(
+        Row(step, result.loss, result.gradient_norm, result.learning_rate, **losses)
+    )
+    if measures is not None:
         _report(journal, params.validation_every)
     if last or step % params.checkpoint_every == 0:
         _write_checkpoint(run, journal, folder)
@@ -160,12 +163,9 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
         _write_samples(run, journal, folder)
 
 
-def _validate(run: Run) -> float:
-    """Return the mean validation loss over all held-out pictures and noise levels."""
-    params = run.params
-    draws = list(validation_draws(run.data.validation, params.validation_sigmas))
-    losses = validation_losses(run.transformer, draws, batch=params.batch, guidance=params.guidance)
-    return sum(losses) / len(losses)
+def _validate(run: Run) -> Measures:
+    """Return the losses at the fixed points, with the adapter as it is."""
+    return measure(run.transformer, run.data, run.params)
 
 
 def _report(journal: Journal, window: int) -> None:

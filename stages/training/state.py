@@ -32,13 +32,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the history: step 0 is the base model; None is not measured."""
+    """One row of the history: step 0 is the base model; None is not measured.
+
+    The losses at fixed points are those of `validation.Measures`.
+    """
 
     step: int
     loss: float | None
     gradient_norm: float | None
     learning_rate: float
     validation_loss: float | None
+    validation_loss_low: float | None = None
+    validation_loss_middle: float | None = None
+    validation_loss_high: float | None = None
+    probe_loss: float | None = None
 
 
 @dataclass

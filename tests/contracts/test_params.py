@@ -90,6 +90,28 @@ def test_values_that_contradict_each_other_are_refused(
         load_params(path)
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"quantisation": "int8"}, "quantisation: int8 computes in bfloat16"),
+        (
+            {"precision": "bfloat16", "quantisation": "fp8", "offload": "group"},
+            "quantisation: fp8 and offload: group exclude each other",
+        ),
+        (
+            {"offload": "group"},
+            "needs train.gradient_checkpointing and attribute.gradient_checkpointing: true",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_kept_so_are_refused(
+    written: Writer, model: Document, expected: str
+) -> None:
+    """What the base model is stored as, and where, has to go together, before anything is read."""
+    with pytest.raises(ParamsError, match=expected):
+        load_params(written(lambda document: document["model"].update(model)))
+
+
 def test_a_branch_name_is_not_a_revision(written: Writer) -> None:
     """`main` today is not `main` tomorrow."""
 
