@@ -16,9 +16,12 @@ import numpy.typing as npt
 import torch
 
 from stages.contracts.params import ModelParams, SamplingParams
-from stages.families.loading import load_transformer
-from stages.sampling.generation import Job, generate, make_generator
-from stages.sampling.prompts import NamedPrompt, embed_prompts
+from stages.families.architecture import read_architecture
+from stages.families.flow import denoise, sampling_sigmas
+from stages.families.latents import decode_pictures
+from stages.families.loading import load_text_encoders, load_transformer, load_vae
+from stages.families.noise import initial_noise
+from stages.families.text import batch_text, encode_prompts
 
 _FIRST_SEED: Final = 1_000_000
 """Far from the seeds that people give: no picture of the lens is one that was trained on."""
@@ -65,10 +68,25 @@ def draw_class_pictures(
         sampling: how a picture is made.
         device: where it is made.
     """
-    named = [NamedPrompt(str(place), text) for place, text in enumerate(prompts)]
-    texts = embed_prompts(folder, named, model, device)
-    transformer = load_transformer(folder, model.precision, device)
-    generator = make_generator(folder, transformer, texts, sampling)
-    jobs = [Job(str(picture.prompt), picture.seed) for picture in wanted]
-    for _, pixels in generate(generator, jobs, sampling):
-        yield pixels
+    encoders = load_text_encoders(folder, model.precision, device)
+    texts = encode_prompts(encoders, prompts, model.text_tokens)
+    del encoders  # on a small card the transformer needs their memory
+    transformer = load_transformer(folder, model, device)
+    vae = load_vae(folder, device)
+    architecture = read_architecture(folder)
+    sigmas = sampling_sigmas(folder, sampling.steps, sampling.size_px)
+    for start in range(0, len(wanted), sampling.batch):
+        some = wanted[start : start + sampling.batch]
+        # Full to the last: a matrix product of another size rounds differently.
+        padded = [*some, *[some[-1]] * (sampling.batch - len(some))]
+        noise = [initial_noise(architecture, sampling.size_px, one.seed) for one in padded]
+        text = batch_text([texts[one.prompt] for one in padded])
+        packed = denoise(
+            transformer,
+            torch.cat(noise).to(device, transformer.dtype),
+            sigmas,
+            text.to(device, transformer.dtype),
+            sampling.guidance,
+        )
+        for place in range(len(some)):
+            yield decode_pictures(vae, packed[place : place + 1], sampling.size_px)[0]

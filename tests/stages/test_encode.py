@@ -11,14 +11,23 @@ import torch
 from PIL import Image
 
 from stages.contracts.errors import DatasetError
-from stages.contracts.params import EncodeParams, ModelParams
+from stages.contracts.params import EncodeParams, ModelParams, SamplingParams
 from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, read_table, write_table
 from stages.encode import encode
 from stages.families.loading import load_vae
 from stages.runtime.files import sha256_file
 from stages.training.encoded import Encoded, read_encoded
 
-PARAMS = EncodeParams(size_px=64, sample_prompts=["tok, a robot", "tok, second"])
+PARAMS = EncodeParams(
+    sizes_px=[64],
+    flip=False,
+    without_trigger=False,
+    trigger_class="",
+    class_prompts=[],
+    class_pictures=2,
+    sample_prompts=["tok, a robot", "tok, second"],
+)
+SAMPLING = SamplingParams(size_px=128, steps=2, guidance=2.5, batch=2)
 MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=8)
 NAMES = {"first": "train", "second": "train", "third": "validation"}
 
@@ -49,6 +58,8 @@ def prepare(folder: Path, side_px: int = 128) -> Path:
                 "width_px": side_px,
                 "height_px": side_px,
                 "exif_orientation": 1,
+                "upscale": 1.0,
+                "mask_sha256": "",
                 "blur": 100.0,
                 "perceptual_hash": "f" * 16,
                 "near_duplicate_of": "",
@@ -91,7 +102,7 @@ def prepared(tmp_path: Path) -> Path:
 def run(weights: Path, prepared: Path, out: Path) -> Encoded:
     """Run the stage and read what it wrote."""
     captions = prepared / "captions.csv"
-    encode(PARAMS, MODEL, weights=weights, images=prepared, captions=captions, out=out)
+    encode(PARAMS, MODEL, SAMPLING, weights=weights, images=prepared, captions=captions, out=out)
     return read_encoded(out)
 
 

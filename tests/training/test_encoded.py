@@ -31,18 +31,25 @@ MANIFEST = Manifest(
 
 
 def row(
-    kind: str, name: str, split: str = "", latents: str = "", text: str = ""
+    kind: str, name: str, split: str = "", latents: str = "", text: str = "", **other: str | int
 ) -> dict[str, str | int]:
     """Return a row of the index; the caption is made from the name."""
     caption = "" if kind == "empty" else f"caption of {name}"
     return {
         "kind": kind,
         "name": name,
+        "place": 0,
+        "size_px": 32 if kind == "image" else 0,
         "split": split,
         "repeats": 3 if name == "b" else 1,
+        "regularisation": False,
         "caption": caption,
         "latents_file": latents,
+        "mirrored_file": "",
         "text_file": text or f"text-{name}.safetensors",
+        "plain_caption": "",
+        "plain_text_file": "",
+        **other,
     }
 
 
