@@ -26,6 +26,7 @@ from stages.adapters.files import write_adapter
 from stages.contracts.params import TrainParams
 from stages.runtime.files import sha256_file
 from stages.runtime.progress import track
+from stages.training.distribution import agreed, leader_first, world
 from stages.training.encoded import Encoded
 from stages.training.interruption import held_interruption
 from stages.training.optimiser import build_optimiser, optimiser_tensors, restore_optimiser
@@ -66,6 +67,8 @@ def checkpoint_name(step: int) -> str:
 def train_adapter(run: Run, folder: Path) -> Journal:
     """Return the journal of the whole run, begun or continued; its files lie in `folder`.
 
+    Of several processes (distribution.py) the first one's alone is whole, and it alone writes.
+
     Raises:
         TrainingError: a loss or gradient is not finite.
         KeyboardInterrupt: on Ctrl-C; like SystemExit on SIGTERM, after the state was saved.
@@ -74,10 +77,16 @@ def train_adapter(run: Run, folder: Path) -> Journal:
     trainee = Trainee(run.transformer, parameters, build_optimiser(parameters, run.params))
     pace = _Pace()
     with held_interruption() as interruption:
-        journal = _resume(trainee, folder) or _begin(run, folder)
+        with leader_first():
+            journal = _resume(trainee, folder)
+        journal = journal or _begin(run, folder)
         steps = range(journal.step + 1, run.params.steps + 1)
         for step in track(steps, len(steps), "train"):
             _advance(run, trainee, journal, folder)
+            interruption.number = agreed(interruption.number)
+            if not world().leads:
+                interruption.leave()
+                continue
             if interruption.number is not None or step == run.params.steps or pace.due():
                 started = time.monotonic()
                 save_state(folder, journal, _tensors(trainee))
@@ -109,6 +118,8 @@ class _Pace:
 
 def _begin(run: Run, folder: Path) -> Journal:
     """Return the journal of the base model: the adapter's B is zero, so it has no effect yet."""
+    if not world().leads:
+        return Journal(step=0, history=[], files={})
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(step=0, history=[], files={})
     base = _validate(run)
@@ -148,6 +159,9 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
     """Take the next step, then measure, keep and draw what is due after it."""
     step, params = journal.step + 1, run.params
     result = take_step(trainee, run.data, params, step)
+    if not world().leads:
+        journal.step = step
+        return
     last = step == params.steps
     measures = _validate(run) if last or step % params.validation_every == 0 else None
     losses = {"validation_loss": None} if measures is None else asdict(measures)
