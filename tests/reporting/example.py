@@ -196,6 +196,8 @@ def write_training(data: Path, side_px: int) -> None:
             "validation_loss_middle": 0.8 * validation,
             "validation_loss_high": validation,
             "probe_loss": 0.98 * validation,
+            "regularisation_loss": float("nan"),
+            "preservation_loss": float("nan"),
         }
     )
     write_table(HISTORY, history, data / "train" / "history.csv")
