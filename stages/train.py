@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pandas as pd
 import torch
@@ -47,6 +48,7 @@ from stages.training.metadata import Origin, adapter_metadata
 from stages.training.selection import choose_checkpoint
 from stages.training.state import Journal, clear_state
 
+_LAST_STEPS: Final = 50
 _log = logging.getLogger(__name__)
 
 
@@ -147,15 +149,28 @@ def _announce(params: TrainParams, data: Encoded, modules: int, parameters: int)
         modules,
         f"{parameters:,}",
     )
+    own_share = 1 - params.regularisation_share if data.regularisation else 1
     _log.info(
         "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",
         params.steps,
         params.batch,
         len(data.training),
         data.size_px,
-        params.steps * params.batch / len(data.training),
+        params.steps * params.batch * own_share / len(data.training),
         len(data.validation),
     )
+    if data.regularisation:
+        _log.info(
+            "%d regularisation pictures, %g %% of the samples, weight %g",
+            len(data.regularisation),
+            100 * params.regularisation_share,
+            params.regularisation_weight,
+        )
+    masked = sum(picture.latents.mask is not None for picture in data.training)
+    if params.masked_loss:
+        _log.info("loss weighed by the masks of %d pictures; the others count wholly", masked)
+    elif masked:
+        _log.info("%d pictures have masks, which train.masked_loss: false leaves aside", masked)
 
 
 def _base_name(weights: Path) -> str:
@@ -199,6 +214,7 @@ def _publish(work: Path, state: Path, journal: Journal, run: Run) -> None:
         "validation_loss": rounded(choice.validation_loss),
         "improvement": rounded(choice.improvement),
         "selected_step": choice.step,
+        **_last_losses(journal),
         "trainable_parameters": _count_parameters(run.transformer),
         "adapter_bytes": adapter.stat().st_size,
     }
@@ -209,6 +225,17 @@ def _publish(work: Path, state: Path, journal: Journal, run: Run) -> None:
         params.steps,
         100 * choice.improvement,
     )
+
+
+def _last_losses(journal: Journal) -> dict[str, float]:
+    """Return the mean losses of what is to stay as it is, over the last steps that measured any."""
+    found = {}
+    for name in ("regularisation_loss", "preservation_loss"):
+        losses = [loss for row in journal.history if (loss := getattr(row, name)) is not None]
+        if losses:
+            last = losses[-_LAST_STEPS:]
+            found[name] = rounded(sum(last) / len(last))
+    return found
 
 
 def _history(journal: Journal) -> pd.DataFrame:
