@@ -4,8 +4,9 @@ Reads:   prepared pictures and their manifest (--images), captions (--captions),
          VAE and text encoders (--weights); for class pictures its transformer too.
 Writes:  latents-<hash>.safetensors per picture and size, and per mirrored one;
          text-<hash>.safetensors per caption, per caption without trigger where asked for, per
-         sample prompt and for the empty caption; class-<prompt>-<number>.png; index.csv (ENCODED).
-Params:  encode, model, sampling (for class pictures alone).
+         prompt and for the empty caption; class-<prompt>-<number>.png; index.csv (ENCODED).
+Params:  encode, model; of prompts those without the trigger, by which train measures bleed;
+         sampling for class pictures alone.
 
 Every file is named after the hash of what went in, so that training, which loads neither VAE nor
 text encoders, cannot pair a picture with another one's caption.
@@ -24,7 +25,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from stages.contracts.errors import DatasetError, Problem
-from stages.contracts.params import EncodeParams, ModelParams, SamplingParams
+from stages.contracts.params import EncodeParams, ModelParams, PromptsParams, SamplingParams
 from stages.contracts.tables import (
     CAPTIONS,
     ENCODED,
@@ -60,6 +61,7 @@ _log = logging.getLogger(__name__)
 def encode(
     params: EncodeParams,
     model: ModelParams,
+    prompts: PromptsParams,
     sampling: SamplingParams,
     *,
     weights: Path,
@@ -75,7 +77,8 @@ def encode(
     with replace_folder(out) as work:
         sources += _make_class_pictures(params, model, sampling, folder, device, work)
         views = [view for source in sources for view in views_of(source, params, manifest)]
-        index = index_table(sources, views, params, model, manifest)
+        drawn = {"sample": params.sample_prompts, "plain": prompts.without_trigger}
+        index = index_table(sources, views, drawn, params, model, manifest)
         texts = dict(zip(index["text_file"], index["caption"], strict=True))
         texts |= dict(zip(index["plain_text_file"], index["plain_caption"], strict=True))
         texts.pop("", None)
@@ -198,7 +201,7 @@ def main() -> None:
     """Run the stage as dvc.yaml does."""
     run_stage(
         encode,
-        sections=("encode", "model", "sampling"),
+        sections=("encode", "model", "prompts", "sampling"),
         paths=("weights", "images", "captions", "out"),
     )
 

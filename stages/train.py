@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -26,11 +27,11 @@ import pandas as pd
 import torch
 from diffusers import FluxTransformer2DModel
 
-from stages.adapters.attach import add_lora, lora_parameters
+from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import HISTORY, write_table
-from stages.families.architecture import Architecture, lora_modules, read_architecture
+from stages.families.architecture import Architecture, read_architecture
 from stages.families.loading import checkpoint_blocks, load_transformer
 from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
@@ -47,6 +48,7 @@ from stages.training.lora_forward import shorten_lora_forward
 from stages.training.metadata import Origin, adapter_metadata
 from stages.training.selection import choose_checkpoint
 from stages.training.state import Journal, clear_state
+from stages.training.targets import plan_lora
 
 _LAST_STEPS: Final = 50
 _log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ def train(
     Raises:
         DatasetError: the encoded pictures are broken or do not fit the base model.
         HardwareError: a package or GPU that `model` asks for is missing.
+        ParamsError: the blocks to train are not those of the base model.
         TrainingError: a loss or gradient is not finite.
     """
     device = configure_torch()
@@ -93,13 +96,13 @@ def _prepare(
     architecture = read_architecture(folder)
     data = read_encoded(encoded)
     _require_fit(encoded, data, architecture)
+    plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
-    modules = lora_modules(architecture, params.targets)
-    add_lora(transformer, modules, params.rank, params.alpha, params.seed)
+    add_shaped_lora(transformer, plan, params.seed)
     shorten_lora_forward(transformer)
     if params.gradient_checkpointing:
         checkpoint_blocks(transformer)
-    _announce(params, data, len(modules), _count_parameters(transformer))
+    _announce(params, data, plan, _count_parameters(transformer))
     origin = Origin(_base_name(weights), architecture, data)
     run = Run(
         transformer,
@@ -141,14 +144,15 @@ def _count_parameters(transformer: FluxTransformer2DModel) -> int:
     return sum(matrix.numel() for matrix in lora_parameters(transformer).values())
 
 
-def _announce(params: TrainParams, data: Encoded, modules: int, parameters: int) -> None:
-    _log.info(
-        "LoRA of rank %d, alpha %g on %d modules: %s parameters",
-        params.rank,
-        params.alpha,
-        modules,
-        f"{parameters:,}",
-    )
+def _announce(
+    params: TrainParams, data: Encoded, plan: Mapping[str, LoraShape], parameters: int
+) -> None:
+    counts = Counter((lora.rank, lora.alpha) for lora in plan.values())
+    kinds = [
+        f"rank {rank}, alpha {alpha:g} on {modules} modules"
+        for (rank, alpha), modules in counts.items()
+    ]
+    _log.info("LoRA of %s: %s parameters", "; ".join(kinds), f"{parameters:,}")
     own_share = 1 - params.regularisation_share if data.regularisation else 1
     _log.info(
         "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",

@@ -183,8 +183,9 @@ ENCODED: Final = _table(
     ("kind", "name", "place"),
     {
         # kind: image = a picture at one size (file: latents; text: its caption's embedding);
-        # sample = a sample prompt; empty = the empty caption of caption dropout.
-        "kind": _text("image|sample|empty"),
+        # sample = a sample prompt; plain = a prompt without the trigger; empty = the empty caption
+        # of caption dropout.
+        "kind": _text("image|sample|plain|empty"),
         "name": _text(),
         # A picture's sizes in the order of encode.sizes_px, from 0 on; 0 elsewhere.
         "place": _count(),

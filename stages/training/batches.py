@@ -22,8 +22,10 @@ from stages.contracts.params import TrainParams
 from stages.families.noise import keyed_generator, keyed_normal, keyed_uniform
 from stages.families.text import TextEmbedding
 from stages.training.encoded import Encoded, Latents, Picture
+from stages.training.noise_levels import NoiseLevels, draw_sigma
 
 _EVEN: Final = 0.5
+_TOKEN_PIXELS: Final = 4  # a token is a 2x2 patch of latent pixels
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Draw:
 
 def draw_step(data: Encoded, params: TrainParams, samples: Sequence[Sample]) -> tuple[Draw, ...]:
     """Return the draws of some samples of a step, from `step_samples`, in order."""
+    levels = NoiseLevels.from_params(params)
     draws = []
     for sample in samples:
         draw = draw_sample(
@@ -67,7 +70,7 @@ def draw_step(data: Encoded, params: TrainParams, samples: Sequence[Sample]) -> 
             data.empty,
             sample.use,
             params.seed,
-            timesteps=params.timesteps,
+            levels=levels,
             dropout=params.caption_dropout,
             mask_floor=params.mask_floor if params.masked_loss else None,
             preserved=params.output_preservation_share if params.output_preservation else 0.0,
@@ -156,7 +159,7 @@ def draw_sample(
     use: int,
     seed: int,
     *,
-    timesteps: str,
+    levels: NoiseLevels,
     dropout: float,
     mask_floor: float | None = None,
     preserved: float = 0.0,
@@ -168,7 +171,7 @@ def draw_sample(
         empty: embedding of the empty caption.
         use: how often the picture was used before.
         seed: of the run.
-        timesteps: `sigmoid` or `uniform`, see `_sigma`.
+        levels: what its noise level is drawn from.
         dropout: probability of the empty caption in place of the picture's own.
         mask_floor: weight of a wholly transparent token; None: masks do not count.
         preserved: probability that the answer to the caption without the trigger is to be kept.
@@ -181,7 +184,7 @@ def draw_sample(
     return Draw(
         clean=posterior_sample(latents, keyed_normal(shape, seed, "posterior", *key)),
         noise=keyed_normal(shape, seed, "noise", *key),
-        sigma=_sigma(timesteps, seed, *key),
+        sigma=draw_sigma(levels, math.prod(shape[1:]) // _TOKEN_PIXELS, seed, "timestep", *key),
         text=empty if dropped else picture.text,
         token_weights=token_weights(latents, mask_floor),
         plain_text=picture.plain_text if kept else None,
@@ -226,13 +229,3 @@ def posterior_sample(latents: Latents, normal: torch.Tensor) -> torch.Tensor:
 
 def _permutation(count: int, *key: int | str) -> Sequence[int]:
     return [int(place) for place in torch.randperm(count, generator=keyed_generator(*key))]
-
-
-def _sigma(timesteps: str, seed: int, use: int, name: str) -> float:
-    """Return a noise level: sigmoid of a normal draw (arXiv 2403.03206, 3.1) or uniform.
-
-    ai-toolkit and SimpleTuner train FLUX on the former, with location 0 and scale 1, unshifted.
-    """
-    if timesteps == "uniform":
-        return keyed_uniform([1], seed, "timestep", use, name).item()
-    return torch.sigmoid(keyed_normal([1], seed, "timestep", use, name)).item()

@@ -78,7 +78,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One sample prompt."""
+    """One prompt that pictures are drawn for."""
 
     prompt: str
     text: TextEmbedding
@@ -88,15 +88,17 @@ class Prompt:
 class Encoded:
     """Everything that training reads.
 
-    Pictures are in the order of their names, sample prompts in that of params.yaml. `training` is
-    what the LoRA is to learn, `regularisation` what it is to leave alone. `sha256` is the index's,
-    which names every file by the hash of what it was made from: the whole dataset's.
+    Pictures are in the order of their names, prompts in that of params.yaml. `training` is what
+    the LoRA is to learn, `regularisation` what it is to leave alone; `samples` are drawn while
+    training, `plain` prompts lack the trigger and show what bleeds. `sha256` is the index's, which
+    names every file by the hash of what it was made from: the whole dataset's.
     """
 
     training: tuple[Picture, ...]
     validation: tuple[Picture, ...]
     empty: TextEmbedding
     samples: tuple[Prompt, ...]
+    plain: tuple[Prompt, ...]
     sha256: str
     regularisation: tuple[Picture, ...] = ()
 
@@ -123,9 +125,9 @@ def file_name(kind: str, manifest: Manifest, parts: Sequence[str], **inputs: str
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]}.safetensors"
 
 
-def sample_name(index: int) -> str:
-    """Return the index's name of the sample prompt at a place in params.yaml."""
-    return f"sample-{index}"
+def prompt_name(kind: str, number: int) -> str:
+    """Return the index's name of the prompt of a kind at a place in params.yaml."""
+    return f"{kind}-{number}"
 
 
 def write_latents(path: Path, latents: Latents) -> None:
@@ -151,10 +153,7 @@ def read_encoded(folder: Path) -> Encoded:
     rows = [_Row(*values) for values in table.itertuples(index=False, name=None)]
     reader = _Reader(folder)
     pictures = list(_pictures(rows, reader))
-    samples = [
-        (row, reader.text(row.text_file))
-        for row in sorted(_of_kind(rows, "sample"), key=lambda row: _sample_number(row.name))
-    ]
+    samples, plain = (_prompts(reader, rows, kind) for kind in ("sample", "plain"))
     empty = next((reader.text(row.text_file) for row in _of_kind(rows, "empty")), None)
     problems = reader.problems + _lacking(folder, rows) + _unequal(folder, reader.shapes)
     if problems or empty is None:
@@ -170,7 +169,8 @@ def read_encoded(folder: Path) -> Encoded:
             if row.split == "validation" and not row.regularisation
         ),
         empty=empty,
-        samples=tuple(Prompt(row.caption, text) for row, text in samples if text is not None),
+        samples=samples,
+        plain=plain,
         sha256=sha256_file(folder / INDEX),
         regularisation=tuple(
             picture for row, picture in whole if row.split == "train" and row.regularisation
@@ -267,8 +267,11 @@ def _pictures(rows: Sequence[_Row], reader: _Reader) -> Iterator[tuple[_Row, Pic
         )
 
 
-def _sample_number(name: str) -> int:
-    return int(name.removeprefix("sample-"))
+def _prompts(reader: _Reader, rows: Sequence[_Row], kind: str) -> tuple[Prompt, ...]:
+    """Return the prompts of a kind by number; unreadable ones are among the reader's problems."""
+    ordered = sorted(_of_kind(rows, kind), key=lambda row: int(row.name.rpartition("-")[2]))
+    texts = [(row.caption, reader.text(row.text_file)) for row in ordered]
+    return tuple(Prompt(caption, text) for caption, text in texts if text is not None)
 
 
 def _of_kind(rows: Sequence[_Row], kind: str) -> list[_Row]:

@@ -22,7 +22,10 @@ from stages.training.objective import Batch
 
 
 def preservation_losses(
-    transformer: FluxTransformer2DModel, batch: Batch, draws: Sequence[Draw], guidance: float
+    transformer: FluxTransformer2DModel,
+    batch: Batch,
+    draws: Sequence[Draw],
+    guidance: float | None,
 ) -> torch.Tensor:
     """Return the mean squared difference [K], float32, of the velocities with and without adapter.
 
@@ -30,7 +33,7 @@ def preservation_losses(
         transformer: with a trainable adapter.
         batch: what `assemble` made of `draws`.
         draws: of which the K with a `plain_text` are looked at.
-        guidance: value of the guidance embedding.
+        guidance: value of the guidance embedding, or None to leave it out.
     """
     kept = [place for place, draw in enumerate(draws) if draw.plain_text is not None]
     if not kept:

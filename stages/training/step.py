@@ -15,6 +15,7 @@ from stages.contracts.params import TrainParams
 from stages.training.batches import Draw, draw_step, picture_of, step_samples
 from stages.training.distribution import add_gradients, gathered, total, world
 from stages.training.encoded import Encoded
+from stages.training.noise_levels import loss_weights
 from stages.training.objective import assemble, flow_losses
 from stages.training.optimiser import learning_rate, set_learning_rate
 from stages.training.preservation import preservation_losses
@@ -73,6 +74,7 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
         # Gradients add up: the whole is that of the mean over the step's samples, those of other
         # processes too.
         weights = torch.tensor([draws[m].weight for m in members], device=losses.device)
+        weights = weights * loss_weights(batch.sigmas, params)
         part = (losses * weights).mean() * (len(members) / params.batch)
         torch.autograd.backward([part])
         loss += part.item()

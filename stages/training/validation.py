@@ -93,7 +93,11 @@ def validation_draws(
 
 @torch.no_grad()
 def validation_losses(
-    transformer: FluxTransformer2DModel, draws: Sequence[Draw], *, batch: int, guidance: float
+    transformer: FluxTransformer2DModel,
+    draws: Sequence[Draw],
+    *,
+    batch: int,
+    guidance: float | None,
 ) -> list[float]:
     """Return the loss of each draw, in order, up to `batch` of one shape in a forward pass."""
     device, dtype = transformer.device, transformer.dtype

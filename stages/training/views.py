@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ import pandas as pd
 from stages.contracts.params import EncodeParams, ModelParams
 from stages.families.weights import Manifest
 from stages.training.captions import sided_words, without_trigger
-from stages.training.encoded import file_name, sample_name
+from stages.training.encoded import file_name, prompt_name
 
 _PICTURE_PARTS: Final = ("vae",)
 _TEXT_PARTS: Final = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -85,6 +85,7 @@ def _sizes(source: Source, sizes_px: Sequence[int]) -> list[int]:
 def index_table(
     sources: Sequence[Source],
     views: Sequence[SourceView],
+    prompts: Mapping[str, Sequence[str]],
     params: EncodeParams,
     model: ModelParams,
     manifest: Manifest,
@@ -94,7 +95,8 @@ def index_table(
     Args:
         sources: all pictures.
         views: everything that `views_of` said of them.
-        params: which captions and prompts there are.
+        prompts: by kind (sample, plain).
+        params: which captions there are.
         model: how texts are encoded.
         manifest: of the base model.
     """
@@ -147,9 +149,10 @@ def index_table(
                 "mirrored_file": "".join(mirrored),
             }
 
-    samples = [
-        text_row("sample", sample_name(index), prompt)
-        for index, prompt in enumerate(params.sample_prompts)
+    drawn = [
+        text_row(kind, prompt_name(kind, number), prompt)
+        for kind, texts in prompts.items()
+        for number, prompt in enumerate(texts)
     ]
     pictures = [row for source in sources for row in picture_rows(source)]
-    return pd.DataFrame([*pictures, *samples, text_row("empty", "empty", "")])
+    return pd.DataFrame([*pictures, *drawn, text_row("empty", "empty", "")])

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from stages.contracts.errors import DatasetError
-from stages.contracts.params import EncodeParams, ModelParams, SamplingParams
+from stages.contracts.params import EncodeParams, ModelParams, PromptsParams, SamplingParams
 from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, read_table, write_table
 from stages.encode import encode
 from stages.families.loading import load_vae
@@ -30,6 +30,13 @@ PARAMS = EncodeParams(
 )
 SAMPLING = SamplingParams(size_px=128, steps=2, guidance=2.5, batch=2)
 MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=8)
+PROMPTS = PromptsParams(
+    develop=["tok, one"],
+    held_out=["tok, two"],
+    without_trigger=["a circle", "a star"],
+    seeds=[0],
+    held_out_seeds=[1],
+)
 NAMES = {"first": "train", "second": "train", "third": "validation"}
 
 
@@ -104,7 +111,16 @@ def run(weights: Path, prepared: Path, out: Path, **changes: object) -> Encoded:
     """Run the stage and read what it wrote."""
     captions = prepared / "captions.csv"
     params = PARAMS.model_copy(update=changes)
-    encode(params, MODEL, SAMPLING, weights=weights, images=prepared, captions=captions, out=out)
+    encode(
+        params,
+        MODEL,
+        PROMPTS,
+        SAMPLING,
+        weights=weights,
+        images=prepared,
+        captions=captions,
+        out=out,
+    )
     return read_encoded(out)
 
 
@@ -125,10 +141,11 @@ def test_pictures_and_captions_are_encoded(
     assert first.latents.std.min() > 0
     assert first.text.tokens.shape[0] == 8
     assert [sample.prompt for sample in encoded.samples] == PARAMS.sample_prompts
+    assert [plain.prompt for plain in encoded.plain] == PROMPTS.without_trigger
     index = read_table(ENCODED, tmp_path / "out" / "index.csv")
     named = set(index["text_file"]) | set(index["latents_file"]) - {""}
     assert {path.name for path in (tmp_path / "out").iterdir()} == named | {"index.csv"}
-    assert len(set(index["text_file"])) == 3, "equal texts share a file"
+    assert len(set(index["text_file"])) == 5, "equal texts share a file"
 
 
 def test_latents_are_those_of_the_resized_picture(

@@ -19,15 +19,17 @@ from stages.training.batches import (
     token_weights,
 )
 from stages.training.encoded import Latents, Picture, View
+from stages.training.noise_levels import NoiseLevels
 from tests.training.conftest import make_picture, make_text
 
+SIGMOID = NoiseLevels("sigmoid", 0.0, 1.0)
 EMPTY = make_text("")
 PICTURES = {name: make_picture(name) for name in "ab"}
 
 
 def draw(epoch: int = 0, name: str = "a", seed: int = 1, dropout: float = 0.0) -> Draw:
     """Return the draws of one use of a picture."""
-    return draw_sample(PICTURES[name], EMPTY, epoch, seed, timesteps="sigmoid", dropout=dropout)
+    return draw_sample(PICTURES[name], EMPTY, epoch, seed, levels=SIGMOID, dropout=dropout)
 
 
 def test_every_epoch_uses_every_picture_once() -> None:
@@ -115,7 +117,9 @@ def test_noise_levels_follow_the_distribution() -> None:
 def test_uniform_noise_levels() -> None:
     """The other choice is uniform in 0 to 1."""
     levels = [
-        draw_sample(PICTURES["a"], EMPTY, epoch, 1, timesteps="uniform", dropout=0.0).sigma
+        draw_sample(
+            PICTURES["a"], EMPTY, epoch, 1, levels=NoiseLevels("uniform", 0.0, 1.0), dropout=0.0
+        ).sigma
         for epoch in range(1000)
     ]
     tenths = Counter(int(level * 10) for level in levels)
@@ -235,9 +239,7 @@ def test_output_is_preserved_on_the_stated_share() -> None:
     picture = replace(PICTURES["a"], plain_text=plain)
 
     def drawn(use: int, share: float) -> Draw:
-        return draw_sample(
-            picture, EMPTY, use, 1, timesteps="sigmoid", dropout=0.0, preserved=share
-        )
+        return draw_sample(picture, EMPTY, use, 1, levels=SIGMOID, dropout=0.0, preserved=share)
 
     kept = sum(drawn(use, 0.3).plain_text is plain for use in range(600))
     assert abs(kept / 600 - 0.3) < 0.05

@@ -4,24 +4,56 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma
+
+Rank = Annotated[int, Field(ge=1, le=512)]
+Alpha = Annotated[float, Field(gt=0.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _check_pattern(text: str) -> str:
+    BlockPattern.parse(text)
+    return text
+
+
+Blocks = list[Annotated[str, AfterValidator(_check_pattern)]]
+"""Patterns of blocks, see contracts/block_patterns.py."""
+
+
+class BlockSetting(Section):
+    """What some of the trained blocks have of their own."""
+
+    blocks: Annotated[Blocks, Field(min_length=1)] = Field(
+        description="Patterns such as double.0-3, single.7 or single; within train.blocks."
+    )
+    rank: Rank = Field(description="Rank of the modules of these blocks.")
+    alpha: Alpha = Field(description="Their alpha: Delta W is (alpha / rank) B A.")
+    learning_rate: Rate = Field(
+        description="Their rate where the others have train.learning_rate; one schedule for both."
+    )
 
 
 class TrainParams(Section):
     """The LoRA: its shape, its optimiser and how it is watched."""
 
-    rank: Annotated[int, Field(ge=1, le=512)] = Field(description="Rank of every module.")
-    alpha: Annotated[float, Field(gt=0.0)] = Field(
-        description="Delta W is (alpha / rank) B A; alpha = rank gives scale 1."
+    rank: Rank = Field(description="Rank of every module, block_settings apart.")
+    alpha: Alpha = Field(description="Delta W is (alpha / rank) B A; alpha = rank gives scale 1.")
+    targets: Literal["all", "attention", "attention+mlp", "kohya"] = Field(
+        description="Linear layers of the blocks that get an adapter (all: 494 on FLUX.1); kohya: "
+        "all, with one A for the layers that sd-scripts sees as one (304)."
     )
-    targets: Literal["all", "attention", "attention+mlp"] = Field(
-        description="Linear layers of the blocks that get an adapter (all: 494 on FLUX.1)."
+    blocks: Blocks = Field(
+        description="Blocks that are trained: patterns such as double.0-3 or single.7; [] is all."
+    )
+    block_settings: list[BlockSetting] = Field(
+        description="Rank, alpha and rate of single blocks; each block in one setting at most."
     )
     steps: Positive = Field(description="Optimiser steps.")
     batch: Positive = Field(description="Pictures per step.")
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="AdamW's rate.")
+    learning_rate: Rate = Field(description="AdamW's rate.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         description="Steps over which the rate rises linearly from 0."
     )
@@ -29,11 +61,26 @@ class TrainParams(Section):
     gradient_clip: Annotated[float, Field(gt=0.0)] = Field(
         description="Largest norm of the whole gradient."
     )
-    timesteps: Literal["sigmoid", "uniform"] = Field(
-        description="Distribution of the noise level: sigmoid of a normal draw, or uniform."
+    timesteps: Literal["sigmoid", "logit-normal", "uniform", "shifted"] = Field(
+        description="Distribution of the noise level: sigmoid of a standard normal draw; of one "
+        "with timestep_location and timestep_scale; uniform; or the second, shifted towards noise "
+        "by resolution as FLUX.1-dev's sampler does."
     )
-    guidance: Annotated[float, Field(ge=0.0)] = Field(
-        description="Guidance embedding in training; 1.0 keeps FLUX.1-dev's distillation intact."
+    timestep_location: float = Field(
+        description="Mean of the normal draw of logit-normal and shifted; above 0 is more noise."
+    )
+    timestep_scale: Annotated[float, Field(gt=0.0)] = Field(
+        description="Standard deviation of the normal draw of logit-normal and shifted."
+    )
+    loss_weighting: Literal["none", "sigma-sqrt", "cosmap", "min-snr"] = Field(
+        description="Weight of a sample's loss by its noise level; validation has none."
+    )
+    min_snr_gamma: Annotated[float, Field(gt=0.0)] = Field(
+        description="Largest signal-to-noise ratio that min-snr counts in full."
+    )
+    guidance: Annotated[float, Field(ge=0.0)] | None = Field(
+        description="Guidance embedding in training; 1.0 keeps FLUX.1-dev's distillation intact, "
+        "null leaves the embedder out (Flex.1-alpha). Models without one ignore it."
     )
     caption_dropout: Fraction = Field(description="Share of samples trained on the empty caption.")
     masked_loss: bool = Field(
@@ -82,5 +129,32 @@ class TrainParams(Section):
             raise ValueError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "
                 f"validation_every ({self.validation_every}), so that each has a loss to choose by"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_setting_per_block(self) -> Self:
+        patterns = [
+            (number, text, BlockPattern.parse(text))
+            for number, setting in enumerate(self.block_settings)
+            for text in setting.blocks
+        ]
+        twice = [
+            f"{text} (setting {number}) and {other_text} (setting {other_number})"
+            for number, text, pattern in patterns
+            for other_number, other_text, other in patterns
+            if number < other_number and pattern.overlaps(other)
+        ]
+        if twice:
+            raise ValueError(f"block_settings name blocks twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _location_and_scale_have_an_effect(self) -> Self:
+        neutral = self.timestep_location == 0.0 and self.timestep_scale == 1.0
+        if self.timesteps in ("sigmoid", "uniform") and not neutral:
+            raise ValueError(
+                f"timesteps {self.timesteps} has neither location nor scale: set timestep_location "
+                "to 0.0 and timestep_scale to 1.0, or timesteps to logit-normal or shifted"
             )
         return self
