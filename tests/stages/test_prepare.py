@@ -96,6 +96,7 @@ def test_every_picture_becomes_a_row_and_a_square(folders: dict[str, Path]) -> N
         "images_total": 5,
         "images_accepted": 5,
         "images_rejected": 0,
+        "images_masked": 0,
         "images_upscaled": 0,
         "images_train": 4,
         "images_validation": 1,
