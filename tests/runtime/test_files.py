@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from stages.runtime.files import rounded, sha256_file, write_json
+from stages.runtime.files import git_blob_hash, rounded, sha256_file, write_json
 from stages.runtime.tensors import write_safetensors
 
 
@@ -58,3 +58,16 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     """Known value of the empty file."""
     (tmp_path / "empty").write_bytes(b"")
     assert sha256_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        (b"what is up, doc?", "bd9dbf5aae1a3862dd1526723246b20206e5fc37"),
+    ],
+)
+def test_git_blob_hash_is_the_one_that_git_shows(tmp_path: Path, content: bytes, name: str) -> None:
+    """The empty file's well-known name, and the example of Pro Git, 10.2."""
+    (tmp_path / "x").write_bytes(content)
+    assert git_blob_hash(tmp_path / "x") == name

@@ -107,6 +107,32 @@ def test_each_kind_of_damage_is_named(
     assert not (tmp_path / "fetch").exists()
 
 
+def test_folder_of_pickles_is_refused_by_name(tmp_path: Path) -> None:
+    """No model_index.json, but checkpoints: they are named, in whatever case they are written."""
+    for name in ("flux.ckpt", "ae.pt", "t5.BIN", "notes.txt"):
+        (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(WeightsError) as caught:
+        fetch(params(tmp_path), out=tmp_path / "fetch")
+    message = str(caught.value)
+    assert "4 problems" in message
+    assert f"{tmp_path / 'model_index.json'}: missing. Set fetch.folder to" in message
+    for name in ("flux.ckpt", "ae.pt", "t5.BIN"):
+        assert (
+            f"{tmp_path / name}: pickled weights, which can run any program when they are read. "
+            "Move it away, and put a .safetensors file in its place."
+        ) in message
+
+
+def test_folder_of_single_files_is_told_how_to_go_on(tmp_path: Path) -> None:
+    """Weights as ComfyUI keeps them have a place in params.yaml."""
+    (tmp_path / "flux1-dev.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError) as caught:
+        fetch(params(tmp_path), out=tmp_path / "fetch")
+    assert "Name single files (flux1-dev.safetensors) under fetch.single_files, see docs/" in str(
+        caught.value
+    )
+
+
 def test_all_damage_is_said_at_once(model: Path, tmp_path: Path) -> None:
     """A download of hours is repeated once, not once per file."""
     (model / "vae" / "config.json").unlink()
