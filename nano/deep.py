@@ -218,7 +218,7 @@ def main() -> None:
     """Command line of the stages `deep` and `finish`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
-    parser.add_argument("--section", choices=("deep", "finish"), required=True)
+    parser.add_argument("--section", choices=("deep", "finish", "settle"), required=True)
     parser.add_argument("--start", type=Path)
     parser.add_argument("--latents", type=Path, required=True)
     parser.add_argument("--captions", type=Path, required=True)

@@ -24,8 +24,8 @@ from PIL import Image, UnidentifiedImageError
 
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import EncodeParams, ModelParams
-from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, read_table, write_table
-from stages.families.latents import encode_pictures
+from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, accepted, read_table, write_table
+from stages.families.latents import encode_pictures, training_size
 from stages.families.loading import load_text_encoders, load_vae
 from stages.families.text import encode_prompts
 from stages.families.weights import Manifest, ensure_weights, read_manifest
@@ -57,6 +57,7 @@ class _Source:
     path: Path
     sha256: str
     split: str
+    repeats: int
     caption: str
 
 
@@ -99,7 +100,7 @@ def _read_sources(images: Path, captions: Path) -> list[_Source]:
     Raises:
         DatasetError: a picture is missing, was changed, or has no caption of its own.
     """
-    rows = read_table(MANIFEST, images / "manifest.csv").to_dict("records")
+    rows = accepted(read_table(MANIFEST, images / "manifest.csv")).to_dict("records")
     captioned = {row["image"]: row for row in read_table(CAPTIONS, captions).to_dict("records")}
     unknown = captioned.keys() - {row["image"] for row in rows}
     again = "Run `dvc repro caption`."
@@ -113,7 +114,11 @@ def _read_sources(images: Path, captions: Path) -> list[_Source]:
             problems.append(Problem(f"{captions}, {row['image']}", what, again))
             continue
         path = images / "images" / row["file"]
-        sources.append(_Source(row["image"], path, row["sha256"], row["split"], caption["caption"]))
+        sources.append(
+            _Source(
+                row["image"], path, row["sha256"], row["split"], row["repeats"], caption["caption"]
+            )
+        )
     problems += [problem for source in sources if (problem := _changed(source))]
     if problems:
         raise DatasetError("Pictures and captions do not belong together", problems)
@@ -132,7 +137,7 @@ def _changed(source: _Source) -> Problem | None:
 def _index(
     sources: Sequence[_Source], params: EncodeParams, model: ModelParams, manifest: Manifest
 ) -> pd.DataFrame:
-    def text_row(kind: str, name: str, caption: str) -> dict[str, str]:
+    def text_row(kind: str, name: str, caption: str) -> dict[str, str | int]:
         text_file = file_name(
             "text",
             manifest,
@@ -141,13 +146,21 @@ def _index(
             text_tokens=model.text_tokens,
             precision=model.precision,
         )
-        row = dict.fromkeys(ENCODED.schema.columns, "")
-        return {**row, "kind": kind, "name": name, "caption": caption, "text_file": text_file}
+        return {
+            "kind": kind,
+            "name": name,
+            "split": "",
+            "repeats": 1,
+            "caption": caption,
+            "latents_file": "",
+            "text_file": text_file,
+        }
 
     pictures = [
         {
             **text_row("image", source.name, source.caption),
             "split": source.split,
+            "repeats": source.repeats,
             "latents_file": file_name(
                 "latents", manifest, _PICTURE_PARTS, picture=source.sha256, size_px=params.size_px
             ),
@@ -162,10 +175,12 @@ def _index(
 
 
 def _read_pixels(path: Path, size_px: int) -> torch.Tensor:
-    """Return the picture [1, 3, size_px, size_px] in [-1, 1], resized with Lanczos if need be.
+    """Return the picture [1, 3, H, W] in [-1, 1], cut and resized with Lanczos if need be.
+
+    A square one gets sides of `size_px`, one of another shape about that area (`training_size`).
 
     Raises:
-        DatasetError: the file is not an RGB picture with equal sides.
+        DatasetError: the file is not an RGB picture.
     """
     try:
         with Image.open(path) as file:
@@ -175,16 +190,25 @@ def _read_pixels(path: Path, size_px: int) -> torch.Tensor:
             str(path), f"cannot be read ({error})", "Run `dvc repro --force prepare`."
         )
         raise DatasetError("A prepared picture is damaged", [problem]) from error
-    if image.mode != "RGB" or image.width != image.height:
-        what = f"{image.mode}, {image.width}x{image.height}, expected RGB with equal sides"
+    if image.mode != "RGB":
+        what = f"pixel format {image.mode}, expected RGB"
         raise DatasetError(
             "A prepared picture is not as prepare writes it",
             [Problem(str(path), what, "Run `dvc repro --force prepare`.")],
         )
-    if image.width != size_px:
-        image = image.resize((size_px, size_px), Image.Resampling.LANCZOS)
+    size = training_size(*image.size, size_px)
+    if image.size != size:
+        image = image.crop(_box(image.size, size)).resize(size, Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32).copy())
     return (pixels / _HALF_RANGE - 1).permute(2, 0, 1)[None]
+
+
+def _box(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the largest centred box with the proportions of `shape`: a stretch would be learnt."""
+    width = min(size[0], round(size[1] * shape[0] / shape[1]))
+    height = min(size[1], round(size[0] * shape[1] / shape[0]))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return (left, top, left + width, top + height)
 
 
 def main() -> None:

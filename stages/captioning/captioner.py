@@ -1,33 +1,52 @@
-"""One small interface for every model that puts a picture into words."""
+"""The captioners that there are, by the kind that `caption.captioner` names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
-from PIL import Image
 
 from stages.captioning.blip import load_blip
+from stages.captioning.blip2 import load_blip2
+from stages.captioning.florence2 import load_florence2
+from stages.captioning.interface import Captioner
+from stages.captioning.qwen_vl import load_qwen_vl
+from stages.captioning.template import load_template
+from stages.captioning.wd14 import load_wd14
+from stages.contracts.params import CaptionParams
 
-Captioner = Callable[[Iterable[Image.Image]], Iterator[str]]
-"""From RGB pictures of any size to one caption each, in order, none of which depends on the
-others. An answer may be empty: what to do about it is the caller's affair."""
+CAPTIONER_FILES: Final = (
+    "*.jinja",
+    "*.json",
+    "*.model",
+    "*.safetensors",
+    "*.txt",
+    "model.onnx",
+    "selected_tags.csv",
+)
+"""What is wanted of a captioner's repository; pickles are not among it."""
 
-_LOADERS: Final[Mapping[str, Callable[[Path, int, torch.device], Captioner]]] = {"blip": load_blip}
+_LOADERS: Final[Mapping[str, Callable[[CaptionParams, Path, torch.device], Captioner]]] = {
+    "blip": load_blip,
+    "blip2": load_blip2,
+    "florence2": load_florence2,
+    "qwen-vl": load_qwen_vl,
+    "template": load_template,
+    "wd14": load_wd14,
+}
 
 
-def load_captioner(kind: str, folder: Path, max_new_tokens: int, device: torch.device) -> Captioner:
-    """Return the captioner of a kind (`caption.captioner` in params.yaml).
+def load_captioner(params: CaptionParams, folder: Path, device: torch.device) -> Captioner:
+    """Return the captioner that the params name.
 
     Args:
-        kind: one of the kinds that the params allow.
-        folder: its weights, as `save_pretrained` of transformers writes them.
-        max_new_tokens: longest caption.
+        params: which one, and how it is asked; any kind but `sidecar`, which writes nothing.
+        folder: its weights, as docs/captioners.md says for each kind.
         device: where it runs.
 
     Raises:
         WeightsError: the folder does not hold such a captioner.
     """
-    return _LOADERS[kind](folder, max_new_tokens, device)
+    return _LOADERS[params.captioner](params, folder, device)

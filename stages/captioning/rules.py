@@ -1,21 +1,21 @@
-"""What a caption must be: one line of readable text, the trigger first and exactly once."""
+"""What is done to a caption: read, set between its template's ends, trigger put first."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
+from stages.contracts.captions import (
+    find_trigger,
+    is_trigger_first,
+    says_something,
+    unreadable_signs,
+)
 from stages.contracts.errors import Problem
-
-Change = Literal["none", "trigger added", "trigger moved first"]
 
 _LONGEST_BYTES: Final = 16_384
 """Some hundred times what the text encoders read: a file this long is no caption."""
-
-_UNPRINTABLE: Final = frozenset({"Cc", "Zl", "Zp"})
-_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 class CaptionRefusedError(ValueError):
@@ -37,44 +37,72 @@ def read_caption(path: Path) -> str:
         data = path.read_bytes()
         if len(data) > _LONGEST_BYTES:
             raise _refused(
-                path, f"{len(data)} bytes, too long for a caption", "Shorten it to a few sentences."
+                str(path),
+                f"{len(data)} bytes, too long for a caption",
+                "Shorten it to a few sentences.",
             )
         # Windows editors put a byte order mark first; it is no part of the text.
-        text = data.decode("utf-8-sig").strip()
+        text = data.decode("utf-8-sig")
     except PermissionError as error:
-        raise _refused(path, "may not be read", "Give yourself the right to read it.") from error
+        raise _refused(
+            str(path), "may not be read", "Give yourself the right to read it."
+        ) from error
     except UnicodeDecodeError as error:
         what = f"not UTF-8 (byte 0x{data[error.start]:02x} at {error.start})"
-        raise _refused(path, what, "Save it as UTF-8.") from error
+        raise _refused(str(path), what, "Save it as UTF-8.") from error
+    return check_caption(text, str(path))
+
+
+def check_caption(text: str, where: str) -> str:
+    """Return a person's caption without the white space around it.
+
+    Raises:
+        CaptionRefusedError: it is not one readable line with a letter or digit in it.
+    """
+    text = text.strip()
+    if len(text.encode("utf-8", "surrogatepass")) > _LONGEST_BYTES:
+        what = f"{len(text)} signs, too long for a caption"
+        raise _refused(where, what, "Shorten it to a few sentences.")
     if not says_something(text):
-        remedy = "Write a caption, or remove the file so that the captioner writes one."
-        raise _refused(path, "empty caption", remedy)
-    if bad := sorted({sign for sign in text if not _is_printable(sign)}):
+        remedy = "Write a caption, or remove it so that the captioner writes one."
+        raise _refused(where, "empty caption", remedy)
+    if bad := unreadable_signs(text):
         signs = ", ".join("line break" if sign in "\r\n" else f"U+{ord(sign):04X}" for sign in bad)
-        raise _refused(path, f"control characters ({signs})", "Put the caption on one plain line.")
+        raise _refused(where, f"control characters ({signs})", "Put the caption on one plain line.")
     return text
 
 
-def says_something(caption: str) -> bool:
-    """Return whether there is a letter or digit in the caption, of any script."""
-    return any(sign.isalnum() for sign in caption)
-
-
-def put_trigger_first(caption: str, trigger: str) -> tuple[str, Change]:
+def put_trigger_first(caption: str, trigger: str) -> tuple[str, str]:
     """Return the caption with the trigger first and exactly once, and what had to be done.
 
     The trigger counts where it stands as a word of its own, in capitals or not. A trigger that
     stands elsewhere, stands more than once or is spelt otherwise is taken out and put first; the
     rest of the caption keeps its words.
     """
-    word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)
-    found = list(word.finditer(caption))
+    found = find_trigger(caption, trigger)
     if not found:
         return f"{trigger}, {caption}", "trigger added"
-    if len(found) == 1 and caption.startswith(trigger):
+    if is_trigger_first(caption, trigger):
         return caption, "none"
-    rest = tidy(re.sub(r",(?:\s*,)+", ",", word.sub("", caption))).strip(" ,")
+    rest = caption
+    for match in reversed(found):
+        rest = rest[: match.start()] + rest[match.end() :]
+    rest = tidy(re.sub(r",(?:\s*,)+", ",", rest)).strip(" ,")
     return (f"{trigger}, {rest}" if rest else trigger), "trigger moved first"
+
+
+def put_between(caption: str, prefix: str, suffix: str) -> tuple[str, list[str]]:
+    """Return a generated caption between prefix and suffix, and which of them were added.
+
+    They are joined with spaces; a suffix that begins with a comma takes the place of the
+    caption's full stop.
+    """
+    added = [name for name, text in (("prefix added", prefix), ("suffix added", suffix)) if text]
+    if not added:
+        return caption, added
+    if suffix.lstrip().startswith(","):
+        caption = caption.rstrip(" .")
+    return tidy(f"{prefix} {caption} {suffix}"), added
 
 
 def tidy(caption: str) -> str:
@@ -82,9 +110,5 @@ def tidy(caption: str) -> str:
     return re.sub(r" ([,.])", r"\1", " ".join(caption.split()))
 
 
-def _is_printable(sign: str) -> bool:
-    return unicodedata.category(sign) not in _UNPRINTABLE and sign != _REPLACEMENT
-
-
-def _refused(path: Path, what: str, remedy: str) -> CaptionRefusedError:
-    return CaptionRefusedError(Problem(str(path), what, remedy))
+def _refused(where: str, what: str, remedy: str) -> CaptionRefusedError:
+    return CaptionRefusedError(Problem(where, what, remedy))

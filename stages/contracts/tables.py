@@ -13,12 +13,16 @@ from typing import Final
 import pandas as pd
 import pandera.errors
 import pandera.pandas as pa
+from pandera.dtypes import is_string
 
 from stages.contracts.blocks import BLOCK_PATTERN
+from stages.contracts.captions import is_trigger_first, says_something, unreadable_signs
 from stages.contracts.errors import Problem, TableError
 
 FLOAT_FORMAT: Final = "%.9g"
 _HASH: Final = r"[0-9a-f]{64}"
+ACCEPTED: Final = "accepted"
+SKIPPED: Final = "skipped"
 
 
 @dataclass(frozen=True)
@@ -50,31 +54,86 @@ def _real(
     return pa.Column(float, checks, nullable=nullable)
 
 
-def _table(name: str, keys: tuple[str, ...], columns: dict[str, pa.Column]) -> Table:
-    schema = pa.DataFrameSchema(columns, strict=True, ordered=True, unique=list(keys), name=name)
+def _table(
+    name: str,
+    keys: tuple[str, ...],
+    columns: dict[str, pa.Column],
+    checks: tuple[pa.Check, ...] = (),
+) -> Table:
+    schema = pa.DataFrameSchema(
+        columns, list(checks), strict=True, ordered=True, unique=list(keys), name=name
+    )
     return Table(name, schema, keys)
+
+
+def _accepted_rows_are_whole(manifest: pd.DataFrame) -> pd.Series[bool]:
+    rows = manifest[manifest["status"] == ACCEPTED]
+    texts = ("file", "source_sha256", "sha256", "perceptual_hash")
+    sizes = ("original_width_px", "original_height_px", "width_px", "height_px")
+    whole = rows["reason"].eq("") & ~rows["image"].duplicated(keep=False)
+    for name in texts:
+        whole &= rows[name] != ""
+    for name in (*sizes, "exif_orientation"):
+        whole &= rows[name] > 0
+    return whole.reindex(manifest.index, fill_value=True)
+
+
+def _skipped_rows_say_why(manifest: pd.DataFrame) -> pd.Series[bool]:
+    rows = manifest[manifest["status"] == SKIPPED]
+    said = (rows["file"] == "") & (rows["reason"] != "")
+    return said.reindex(manifest.index, fill_value=True)
 
 
 MANIFEST: Final = _table(
     "prepare/manifest.csv",
-    ("image",),
+    ("image", "split", "source"),
     {
-        # `image` is the stem every later stage uses; `file` lies in images/ of the same folder.
+        # One row per file of the two folders. `image` is the name that every later stage uses;
+        # `file` lies in images/ of the same folder. A skipped row has no file, no hashes, sizes
+        # and orientation 0, and says why in `reason`.
         "image": _text(r"[^/\\]+"),
-        "file": _text(r"[^/\\]+\.png"),
-        "source": _text(),
+        "file": _text(r"(?:[^/\\]+\.png)?"),
+        "concept": _text(r"[^/\\]*"),
+        "repeats": _count(1),
+        "regularisation": pa.Column(bool),
         "split": _text("train|validation"),
-        "source_sha256": _text(_HASH),
-        "sha256": _text(_HASH),
-        "original_width_px": _count(1),
-        "original_height_px": _count(1),
-        "width_px": _count(1),
-        "height_px": _count(1),
-        "exif_orientation": pa.Column(int, pa.Check.in_range(1, 8)),
-        "perceptual_hash": _text(r"[0-9a-f]{16}"),
+        "status": _text(f"{ACCEPTED}|{SKIPPED}"),
+        "reason": _text(),
+        "source": _text(r".+"),
+        "source_sha256": _text(rf"(?:{_HASH})?"),
+        "sha256": _text(rf"(?:{_HASH})?"),
+        "original_width_px": _count(),
+        "original_height_px": _count(),
+        "width_px": _count(),
+        "height_px": _count(),
+        "exif_orientation": pa.Column(int, pa.Check.in_range(0, 8)),
+        # Variance of the Laplacian of the prepared picture in grey 0-255; low is blurred.
+        "blur": _real(0.0),
+        "perceptual_hash": _text(r"(?:[0-9a-f]{16})?"),
         "near_duplicate_of": _text(),
+        # Where a caption of the user's lies beside the raw picture.
+        "caption_source": _text(r"|txt|metadata\.jsonl|captions\.csv"),
     },
+    (
+        pa.Check(_accepted_rows_are_whole, name="accepted rows are whole and have a name each"),
+        pa.Check(_skipped_rows_say_why, name="skipped rows have no file and say why"),
+    ),
 )
+
+_CHANGE: Final = "prefix added|suffix added|trigger added|trigger moved first"
+
+
+def _is_plain_caption(text: str) -> bool:
+    return says_something(text) and not unreadable_signs(text)
+
+
+def _captions_begin_with_their_trigger(captions: pd.DataFrame) -> pd.Series[bool]:
+    held = [
+        trigger == "" or is_trigger_first(caption, trigger)
+        for caption, trigger in zip(captions["caption"], captions["trigger"], strict=True)
+    ]
+    return pd.Series(held, index=captions.index, dtype=bool)
+
 
 CAPTIONS: Final = _table(
     "caption/captions.csv",
@@ -82,11 +141,34 @@ CAPTIONS: Final = _table(
     {
         "image": _text(r"[^/\\]+"),
         "split": _text("train|validation"),
-        "caption": _text(r".+"),
+        "caption": pa.Column(
+            str,
+            pa.Check(_is_plain_caption, element_wise=True, name="one line of readable text"),
+        ),
+        # What the caption begins with; empty for regularisation pictures.
+        "trigger": _text(r"\S*"),
         "origin": _text("user|generated"),
-        "change": _text("none|trigger added|trigger moved first"),
+        # The file of the person's caption, or the kind of captioner.
+        "written_by": _text(r".+"),
+        "change": _text(rf"none|(?:{_CHANGE})(?:; (?:{_CHANGE}))*"),
         "clip_tokens": _count(1),
         "t5_tokens": _count(1),
+        # Share of the tokens that the encoder does not read.
+        "clip_cut": _real(0.0, 1.0),
+        "t5_cut": _real(0.0, 1.0),
+    },
+    (pa.Check(_captions_begin_with_their_trigger, name="trigger first and exactly once"),),
+)
+
+WORDS: Final = _table(
+    "caption/words.csv",
+    ("word",),
+    {
+        # Words of the training captions, the trigger apart; share: of the captions that hold it.
+        "word": _text(r"\S+"),
+        "captions": _count(1),
+        "share": _real(0.0, 1.0),
+        "occurrences": _count(1),
     },
 )
 
@@ -99,6 +181,8 @@ ENCODED: Final = _table(
         "kind": _text("image|sample|empty"),
         "name": _text(),
         "split": _text("train|validation|"),
+        # How often an epoch uses a training picture; 1 elsewhere.
+        "repeats": _count(1),
         "caption": _text(),
         "latents_file": _text(),
         "text_file": _text(r".+\.safetensors"),
@@ -210,6 +294,11 @@ CURVE: Final = _table(
 )
 
 
+def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a MANIFEST that later stages work with: those that were not skipped."""
+    return manifest[manifest["status"] == ACCEPTED].reset_index(drop=True)
+
+
 def write_table(table: Table, frame: pd.DataFrame, path: Path) -> None:
     """Check `frame` and write it as UTF-8 CSV: sorted by the table's keys, floats as %.9g.
 
@@ -234,7 +323,8 @@ def read_table(table: Table, path: Path) -> pd.DataFrame:
         TableError: the file is missing, not CSV, or breaks the table's contract.
     """
     columns = table.schema.columns
-    texts = [name for name, column in columns.items() if str(column.dtype) == "str"]
+    # A picture named 001.png stays 001: text is never read as a number.
+    texts = [name for name, column in columns.items() if is_string(column.dtype)]
     reals = {name: float for name, column in columns.items() if str(column.dtype) == "float64"}
     try:
         frame = pd.read_csv(

@@ -26,18 +26,21 @@ def predict_velocity(
     sigmas: torch.Tensor,
     text: TextBatch,
     guidance: float,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Return the predicted velocity [B, N, 4C] of noised tokens, called as FluxPipeline calls it.
 
     Args:
         transformer: the base model, with or without an adapter.
-        packed: noised tokens [B, N, 4C] of square pictures.
+        packed: noised tokens [B, N, 4C].
         sigmas: noise levels [B] in [0, 1].
         text: prompts, on the transformer's device.
         guidance: value for the guidance embedding; ignored by models that have none.
+        grid: rows and columns of tokens; None for square pictures.
     """
     dtype, device = transformer.dtype, packed.device
     side = round(packed.shape[1] ** 0.5)
+    rows, columns = grid or (side, side)
     guidances = None
     if transformer.config.guidance_embeds:
         guidances = torch.full([len(packed)], guidance, device=device, dtype=torch.float32)
@@ -48,18 +51,18 @@ def predict_velocity(
         pooled_projections=text.pooled.to(dtype),
         encoder_hidden_states=text.tokens.to(dtype),
         txt_ids=torch.zeros(text.tokens.shape[1], _ID_AXES, device=device, dtype=dtype),
-        img_ids=picture_ids(side).to(device, dtype),
+        img_ids=picture_ids(rows, columns).to(device, dtype),
         return_dict=False,
     )[0]
     return velocity
 
 
-def picture_ids(side: int) -> torch.Tensor:
-    """Return the rotary position (0, row, column) [side * side, 3] of each token."""
-    ids = torch.zeros(side, side, _ID_AXES)
-    ids[..., 1] = torch.arange(side)[:, None]
-    ids[..., 2] = torch.arange(side)[None, :]
-    return ids.reshape(side * side, _ID_AXES)
+def picture_ids(rows: int, columns: int) -> torch.Tensor:
+    """Return the rotary position (0, row, column) [rows * columns, 3] of each token."""
+    ids = torch.zeros(rows, columns, _ID_AXES)
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)[None, :]
+    return ids.reshape(rows * columns, _ID_AXES)
 
 
 def sampling_sigmas(folder: Path, steps: int, size_px: int) -> torch.Tensor:

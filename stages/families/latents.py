@@ -17,11 +17,36 @@ from stages.families.architecture import Architecture
 VAE_REDUCTION = 8
 """Picture pixels per latent pixel, on each side; the same in every FLUX autoencoder."""
 
+TOKEN_PX = 2 * VAE_REDUCTION
+"""Picture pixels per token, on each side: a token is a 2x2 patch of latent pixels."""
+
+_LEFT_ALONE = 0.1
+
 
 def latent_shape(architecture: Architecture, size_px: int) -> tuple[int, int, int]:
     """Return (C, h, w) of the latents of a square picture with sides of `size_px` pixels."""
     side = size_px // VAE_REDUCTION
     return (architecture.latent_channels, side, side)
+
+
+def training_size(width_px: int, height_px: int, size_px: int) -> tuple[int, int]:
+    """Return the width and height at which a prepared picture is encoded.
+
+    A square becomes one of `size_px`. Another shape keeps its proportions, to the 16 pixels of one
+    token, and gets about size_px^2 pixels; one that has them already, to a tenth of the side, is
+    left as it is: scaling it would cost sharpness for nothing.
+    """
+    if width_px == height_px:
+        return (size_px, size_px)
+    factor = size_px / (width_px * height_px) ** 0.5
+    whole = width_px % TOKEN_PX == 0 and height_px % TOKEN_PX == 0
+    if whole and abs(factor - 1) <= _LEFT_ALONE:
+        return (width_px, height_px)
+    return (_whole_tokens(width_px * factor), _whole_tokens(height_px * factor))
+
+
+def _whole_tokens(side_px: float) -> int:
+    return max(1, round(side_px / TOKEN_PX)) * TOKEN_PX
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ class Dataset:
     generated: int
     near_duplicates: int
     tokens_over_limit: int
+    constant_words: Sequence[str]
 
 
 def show_dataset(evidence: Evidence, longest_px: int) -> Dataset:
@@ -62,5 +63,6 @@ def show_dataset(evidence: Evidence, longest_px: int) -> Dataset:
         validation=items["validation"],
         generated=sum(item.origin == "generated" for item in items["train"]),
         near_duplicates=sum(bool(item.near_duplicate_of) for item in items["train"]),
+        constant_words=evidence.words.loc[evidence.words["share"] == 1.0, "word"].tolist(),
         tokens_over_limit=int(evidence.metrics["caption"].get("tokens_over_limit", 0)),
     )

@@ -20,7 +20,9 @@ from stages.contracts.tables import (
     MANIFEST,
     PICTURES,
     RENDERED,
+    WORDS,
     Table,
+    accepted,
     read_table,
 )
 
@@ -79,6 +81,7 @@ class Evidence:
     metrics: Mapping[str, Metrics]
     images: pd.DataFrame
     captions: pd.DataFrame
+    words: pd.DataFrame
     history: pd.DataFrame
     rendered: pd.DataFrame
     measured: pd.DataFrame
@@ -116,6 +119,7 @@ def read_evidence(folders: Folders) -> Evidence:
         problems.append(Problem(str(folders.adapter), "missing", "Check params split.adapter."))
     if problems:
         raise TableError("The report cannot be written", problems)
+    tables["images"] = accepted(tables["images"])
     blocks = _block_results(
         metrics["split"], tables.pop("blocks"), tables["curve"], metrics["slim"]
     )
@@ -126,6 +130,7 @@ def _table_places(folders: Folders) -> dict[str, tuple[Table, Path]]:
     return {
         "images": (MANIFEST, folders.prepared / "manifest.csv"),
         "captions": (CAPTIONS, folders.captioned / "captions.csv"),
+        "words": (WORDS, folders.captioned / "words.csv"),
         "history": (HISTORY, folders.trained / "history.csv"),
         "rendered": (RENDERED, folders.rendered / "index.csv"),
         "blocks": (BLOCKS, folders.evaluated / "blocks.csv"),

@@ -1,9 +1,9 @@
 """Which picture is used when, and with which random draws.
 
 Training is one endless list of samples that steps cut into batches: epoch after epoch, each a
-random order of all pictures without replacement. Every draw is keyed on (seed, stream, epoch,
-picture). So a sample's noise does not depend on the batch size, on where a run was resumed, or on
-which other pictures there are.
+random order of all uses of all pictures: one per picture, or as many as its repeats. Every draw is
+keyed on (seed, stream, use, picture). So a sample's noise does not depend on the batch size, on
+where a run was resumed, or on which other pictures there are.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from stages.training.encoded import Latents, Picture
 
 @dataclass(frozen=True)
 class Sample:
-    """One use of a picture: in which epoch, and its place in the training set."""
+    """One use of a picture: how often it was used before, and its place in the training set.
 
-    epoch: int
+    With repeats 1 the former is the epoch.
+    """
+
+    use: int
     picture: int
 
 
@@ -40,30 +43,40 @@ class Draw:
     text: TextEmbedding
 
 
-def samples_of_step(step: int, batch: int, pictures: int, seed: int) -> tuple[Sample, ...]:
-    """Return the samples of a step (the first is 1), for a training set of `pictures` pictures."""
+def samples_of_step(step: int, batch: int, repeats: Sequence[int], seed: int) -> tuple[Sample, ...]:
+    """Return the samples of a step (the first is 1).
+
+    Args:
+        step: from 1 on.
+        batch: samples per step.
+        repeats: of each training picture, how often an epoch uses it; at least 1.
+        seed: of the run.
+    """
+    uses = [(place, turn) for place, count in enumerate(repeats) for turn in range(count)]
     numbers = range((step - 1) * batch, step * batch)
-    orders = {epoch: _order(seed, epoch, pictures) for epoch in {n // pictures for n in numbers}}
-    return tuple(
-        Sample(number // pictures, orders[number // pictures][number % pictures])
-        for number in numbers
-    )
+    orders = {epoch: _order(seed, epoch, len(uses)) for epoch in {n // len(uses) for n in numbers}}
+    samples = []
+    for number in numbers:
+        epoch, position = divmod(number, len(uses))
+        place, turn = uses[orders[epoch][position]]
+        samples.append(Sample(epoch * repeats[place] + turn, place))
+    return tuple(samples)
 
 
 def draw_sample(
-    picture: Picture, empty: TextEmbedding, epoch: int, seed: int, *, timesteps: str, dropout: float
+    picture: Picture, empty: TextEmbedding, use: int, seed: int, *, timesteps: str, dropout: float
 ) -> Draw:
     """Return the draws of one use of `picture`.
 
     Args:
         picture: latents, caption embedding and name.
         empty: embedding of the empty caption.
-        epoch: how often the picture was used before.
+        use: how often the picture was used before.
         seed: of the run.
         timesteps: `sigmoid` or `uniform`, see `_sigma`.
         dropout: probability of the empty caption in place of the picture's own.
     """
-    key = (epoch, picture.name)
+    key = (use, picture.name)
     shape = picture.latents.mean.shape
     dropped = keyed_uniform([1], seed, "caption dropout", *key).item() < dropout
     return Draw(
@@ -79,16 +92,16 @@ def posterior_sample(latents: Latents, normal: torch.Tensor) -> torch.Tensor:
     return latents.mean + latents.std * normal
 
 
-def _order(seed: int, epoch: int, pictures: int) -> Sequence[int]:
+def _order(seed: int, epoch: int, uses: int) -> Sequence[int]:
     generator = keyed_generator(seed, "order", epoch)
-    return [int(place) for place in torch.randperm(pictures, generator=generator)]
+    return [int(place) for place in torch.randperm(uses, generator=generator)]
 
 
-def _sigma(timesteps: str, seed: int, epoch: int, name: str) -> float:
+def _sigma(timesteps: str, seed: int, use: int, name: str) -> float:
     """Return a noise level: sigmoid of a normal draw (arXiv 2403.03206, 3.1) or uniform.
 
     ai-toolkit and SimpleTuner train FLUX on the former, with location 0 and scale 1, unshifted.
     """
     if timesteps == "uniform":
-        return keyed_uniform([1], seed, "timestep", epoch, name).item()
-    return torch.sigmoid(keyed_normal([1], seed, "timestep", epoch, name)).item()
+        return keyed_uniform([1], seed, "timestep", use, name).item()
+    return torch.sigmoid(keyed_normal([1], seed, "timestep", use, name)).item()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from stages.runtime.tensors import write_safetensors
 
 INDEX: Final = "index.csv"
 _NAME_DIGITS: Final = 32  # 128 bits of SHA-256
+_AREA_RATIO: Final = 0.5
 _REMEDY: Final = "Run `dvc repro --force encode`."
 
 
@@ -40,12 +42,13 @@ class Latents:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture as training sees it."""
+    """One picture as training sees it; an epoch uses it `repeats` times."""
 
     name: str
     caption: str
     latents: Latents
     text: TextEmbedding
+    repeats: int
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ class Encoded:
 
     @property
     def size_px(self) -> int:
-        """Side of the encoded pictures in pixels."""
-        return self.training[0].latents.mean.shape[-1] * VAE_REDUCTION
+        """Side of the encoded pictures in pixels; with buckets that of a square of equal area."""
+        areas = [math.prod(picture.latents.mean.shape[-2:]) for picture in self.training]
+        return round(math.sqrt(sum(areas) / len(areas))) * VAE_REDUCTION
 
 
 def file_name(kind: str, manifest: Manifest, parts: Sequence[str], **inputs: str | int) -> str:
@@ -111,7 +115,7 @@ def read_encoded(folder: Path) -> Encoded:
     """Return what `encode` wrote into `folder`.
 
     Raises:
-        DatasetError: files are missing, broken or of unequal shape, or there is no training
+        DatasetError: files are missing, broken or of unequal size, or there is no training
             picture, no held-out picture or no empty caption; all problems at once.
         TableError: the index breaks its contract.
     """
@@ -128,7 +132,7 @@ def read_encoded(folder: Path) -> Encoded:
     if problems or empty is None:
         raise DatasetError(f"{folder} cannot be trained on", problems)
     whole = [
-        (row.split, Picture(row.name, row.caption, latents, text))
+        (row.split, Picture(row.name, row.caption, latents, text, row.repeats))
         for row, latents, text in pictures
         if latents is not None and text is not None
     ]
@@ -147,6 +151,7 @@ class _Row(NamedTuple):
     kind: str
     name: str
     split: str
+    repeats: int
     caption: str
     latents_file: str
     text_file: str
@@ -211,10 +216,16 @@ def _lacking(folder: Path, rows: Sequence[_Row]) -> list[Problem]:
 def _unequal(
     folder: Path, pictures: Sequence[tuple[_Row, Latents | None, TextEmbedding | None]]
 ) -> list[Problem]:
+    """Return the pictures that are no whole tokens, or have other channels or another area.
+
+    Buckets differ in shape, by at most a half in area: sides are rounded to whole tokens.
+    """
     shapes = {row: tuple(latents.mean.shape) for row, latents, _ in pictures if latents is not None}
     first = next(iter(shapes.values()), ())
     return [
         Problem(str(folder / row.latents_file), f"latents {shape}, others {first}", _REMEDY)
         for row, shape in shapes.items()
-        if shape != first
+        if shape[0] != first[0]
+        or any(side % 2 for side in shape[1:])
+        or not _AREA_RATIO <= math.prod(shape) / math.prod(first) <= 1 / _AREA_RATIO
     ]

@@ -21,16 +21,21 @@ from stages.training.batches import Draw
 
 @dataclass(frozen=True)
 class Batch:
-    """Noised tokens and target [B, N, 4C] float32, sigmas [B] float32, and prompts."""
+    """Noised tokens and target [B, N, 4C] float32, sigmas [B] float32, and prompts.
+
+    `grid` is the rows and columns of tokens, the same for all samples of the batch.
+    """
 
     noised: torch.Tensor
     target: torch.Tensor
     sigmas: torch.Tensor
     text: TextBatch
+    grid: tuple[int, int]
 
 
 def assemble(draws: Sequence[Draw], device: torch.device, dtype: torch.dtype) -> Batch:
-    """Return the batch of `draws` on `device`; prompts in `dtype`, the model's own."""
+    """Return the batch of `draws`, all of one shape, on `device`; prompts in `dtype`."""
+    height, width = draws[0].clean.shape[-2:]
     clean = pack(torch.stack([draw.clean for draw in draws])).to(device)
     noise = pack(torch.stack([draw.noise for draw in draws])).to(device)
     sigmas = torch.tensor([draw.sigma for draw in draws], dtype=torch.float32, device=device)
@@ -40,6 +45,7 @@ def assemble(draws: Sequence[Draw], device: torch.device, dtype: torch.dtype) ->
         target=noise - clean,
         sigmas=sigmas,
         text=batch_text([draw.text for draw in draws]).to(device, dtype),
+        grid=(height // 2, width // 2),
     )
 
 
@@ -48,5 +54,7 @@ def flow_losses(transformer: FluxTransformer2DModel, batch: Batch, guidance: flo
 
     The batch's loss is their mean. `guidance` is the value of the guidance embedding.
     """
-    velocity = predict_velocity(transformer, batch.noised, batch.sigmas, batch.text, guidance)
+    velocity = predict_velocity(
+        transformer, batch.noised, batch.sigmas, batch.text, guidance, batch.grid
+    )
     return (velocity.float() - batch.target).square().mean(dim=(1, 2))

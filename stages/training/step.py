@@ -49,30 +49,38 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
     """
     names, draws = _draw_batch(data, params, step)
     transformer = trainee.transformer
-    batch = assemble(draws, transformer.device, transformer.dtype)
-    losses = flow_losses(transformer, batch, params.guidance)
-    _require_finite("loss", losses.tolist(), step, names, draws)
-    loss = losses.mean()
     trainee.optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward([loss])
+    loss = 0.0
+    for members in _of_one_shape(draws):
+        batch = assemble([draws[m] for m in members], transformer.device, transformer.dtype)
+        losses = flow_losses(transformer, batch, params.guidance)
+        named = [(names[m], draws[m]) for m in members]
+        _require_finite("loss", losses.tolist(), step, named)
+        # Gradients add up: the whole is that of the mean over the step's samples.
+        part = losses.mean() * (len(members) / len(draws))
+        torch.autograd.backward([part])
+        loss += part.item()
     norm = nn.utils.clip_grad_norm_(trainee.parameters.values(), params.gradient_clip).item()
-    _require_finite("gradient norm", [norm] * len(draws), step, names, draws)
+    _require_finite(
+        "gradient norm", [norm] * len(draws), step, list(zip(names, draws, strict=True))
+    )
     rate = learning_rate(step, params)
     set_learning_rate(trainee.optimiser, rate)
     trainee.optimiser.step()
-    return StepResult(loss.item(), norm, rate)
+    return StepResult(loss, norm, rate)
 
 
 def _draw_batch(
     data: Encoded, params: TrainParams, step: int
 ) -> tuple[tuple[str, ...], tuple[Draw, ...]]:
     """Return the names and draws of a step's pictures."""
-    samples = samples_of_step(step, params.batch, len(data.training), params.seed)
+    repeats = [picture.repeats for picture in data.training]
+    samples = samples_of_step(step, params.batch, repeats, params.seed)
     draws = tuple(
         draw_sample(
             data.training[sample.picture],
             data.empty,
-            sample.epoch,
+            sample.use,
             params.seed,
             timesteps=params.timesteps,
             dropout=params.caption_dropout,
@@ -82,14 +90,22 @@ def _draw_batch(
     return tuple(data.training[sample.picture].name for sample in samples), draws
 
 
+def _of_one_shape(draws: Sequence[Draw]) -> list[list[int]]:
+    """Return the places of the draws, those of equal shape together, in the order of the first."""
+    groups: dict[torch.Size, list[int]] = {}
+    for place, draw in enumerate(draws):
+        groups.setdefault(draw.clean.shape, []).append(place)
+    return list(groups.values())
+
+
 def _require_finite(
-    what: str, values: Sequence[float], step: int, names: Sequence[str], draws: Sequence[Draw]
+    what: str, values: Sequence[float], step: int, named: Sequence[tuple[str, Draw]]
 ) -> None:
     problems = [
         Problem(
             f"step {step}, picture {name}, sigma {draw.sigma:.4f}", f"{what} is {value}", _REMEDY
         )
-        for name, draw, value in zip(names, draws, values, strict=True)
+        for (name, draw), value in zip(named, values, strict=True)
         if not math.isfinite(value)
     ]
     if problems:

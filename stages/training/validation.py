@@ -7,6 +7,7 @@ measured on the very same points.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -30,10 +31,12 @@ def validation_draws(pictures: Sequence[Picture], sigmas: Sequence[float]) -> It
 def validation_losses(
     transformer: FluxTransformer2DModel, draws: Sequence[Draw], *, batch: int, guidance: float
 ) -> list[float]:
-    """Return the loss of each draw, in order, `batch` of them in one forward pass."""
+    """Return the loss of each draw, in order, up to `batch` of one shape in a forward pass."""
     device, dtype = transformer.device, transformer.dtype
     losses: list[float] = []
-    for start in range(0, len(draws), batch):
-        part = draws[start : start + batch]
-        losses += flow_losses(transformer, assemble(part, device, dtype), guidance).tolist()
+    for _, equal in groupby(draws, key=lambda draw: draw.clean.shape):
+        group = list(equal)
+        for start in range(0, len(group), batch):
+            part = assemble(group[start : start + batch], device, dtype)
+            losses += flow_losses(transformer, part, guidance).tolist()
     return losses

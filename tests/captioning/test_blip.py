@@ -8,17 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.captioning.captioner import Captioner, load_captioner
+from stages.captioning.captioner import load_captioner
+from stages.captioning.interface import Captioner, Picture
 from stages.contracts.errors import WeightsError
+from tests.captioning.settings import caption_params
 from tests.captioning.tiny import NOTHING, write_tiny_blip
 from tests.imaging.drawings import scenery
 
-PICTURES = [scenery(48, 32, seed) for seed in range(4)]
+PICTURES = [Picture(scenery(48, 32, seed), "") for seed in range(4)]
 
 
 def load(folder: Path, max_new_tokens: int = 4) -> Captioner:
     """Return the captioner in a folder, on the CPU."""
-    return load_captioner("blip", folder, max_new_tokens, torch.device("cpu"))
+    params = caption_params(max_new_tokens=max_new_tokens)
+    return load_captioner(params, folder, torch.device("cpu"))
 
 
 def test_one_caption_per_picture_none_depends_on_others(tmp_path: Path) -> None:
@@ -64,7 +67,7 @@ def test_missing_folder_and_parts_are_named(tmp_path: Path) -> None:
         load(tmp_path / "empty")
     folder = write_tiny_blip(tmp_path / "tiny", None)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(WeightsError, match=r"holds no tokenizer\.json or vocab\.txt"):
+    with pytest.raises(WeightsError, match=r"holds no .*tokenizer\.json or .* or vocab\.txt"):
         load(folder)
 
 
@@ -92,3 +95,11 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WeightsError, match="cannot be loaded as BLIP"):
         load(tmp_path)
+
+
+def test_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    """A page of an error message saved as config.json is one message too."""
+    folder = write_tiny_blip(tmp_path, None)
+    (folder / "config.json").write_text("<html>Access denied</html>")
+    with pytest.raises(WeightsError, match=r"config\.json is not JSON"):
+        load(folder)

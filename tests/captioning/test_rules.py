@@ -8,11 +8,13 @@ import pytest
 
 from stages.captioning.rules import (
     CaptionRefusedError,
+    check_caption,
+    put_between,
     put_trigger_first,
     read_caption,
-    says_something,
     tidy,
 )
+from stages.contracts.captions import is_trigger_first, says_something, unreadable_signs
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,9 @@ def test_captions_are_read_as_written(tmp_path: Path, data: bytes, caption: str)
         (b"tok\nrobot", "control characters (line break)"),
         (b"tok\ta\x00b", "control characters (U+0000, U+0009)"),
         ("tok, gr\ufffdn".encode(), "control characters (U+FFFD)"),
+        ("\ufeff\ufefftok, a robot".encode(), "control characters (U+FEFF)"),
+        ("tok,\u200b a robot".encode(), "control characters (U+200B)"),
+        ("tok,\u2028a robot".encode(), "control characters (U+2028)"),
         (b"tok " * 5000, "20000 bytes, too long for a caption"),
     ],
 )
@@ -99,3 +104,46 @@ def test_letters_of_any_script_say_something() -> None:
 def test_tidy_joins_what_a_tokenizer_took_apart() -> None:
     """Word-piece decoders put spaces before commas."""
     assert tidy(" a red circle , plain  background .\n") == "a red circle, plain background."
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix", "expected", "added"),
+    [
+        ("", "", "a robot  in snow.", []),
+        ("a photo of", "", "a photo of a robot in snow.", ["prefix added"]),
+        ("", "at night", "a robot in snow. at night", ["suffix added"]),
+        ("", ", at night", "a robot in snow, at night", ["suffix added"]),
+        (
+            "a photo:",
+            ", grain",
+            "a photo: a robot in snow, grain",
+            ["prefix added", "suffix added"],
+        ),
+    ],
+)
+def test_prefix_and_suffix(prefix: str, suffix: str, expected: str, added: list[str]) -> None:
+    """Without either a caption stays as it is to the byte."""
+    assert put_between("a robot  in snow.", prefix, suffix) == (expected, added)
+
+
+def test_order_is_trigger_prefix_caption_suffix() -> None:
+    """The prefix never comes before the trigger, even where it holds it."""
+    text, _ = put_between("a robot", "a photo of tok,", ", at night")
+    assert put_trigger_first(text, "tok")[0] == "tok, a photo of, a robot, at night"
+
+
+def test_long_text_from_a_table_is_refused() -> None:
+    """A whole book in one cell is no caption."""
+    with pytest.raises(CaptionRefusedError, match="16385 signs, too long"):
+        check_caption("a" * 16_385, "captions.csv:2")
+    assert check_caption("a" * 16_384, "captions.csv:2")
+
+
+def test_questions_of_the_contract() -> None:
+    """The table asks the same questions as the stage."""
+    assert is_trigger_first("tok, a robot", "tok")
+    assert not is_trigger_first("a robot, tok", "tok")
+    assert not is_trigger_first("tok, a robot, TOK", "tok")
+    assert not is_trigger_first("token", "tok")
+    assert unreadable_signs("tok 👩\u200d🚀") == []
+    assert unreadable_signs("a\tb\x00\x85") == ["\x00", "\t", "\x85"]

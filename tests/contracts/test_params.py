@@ -71,6 +71,13 @@ def test_all_mistakes_are_reported_together_with_their_lines(written: Writer) ->
             "repository and revision go together",
         ),
         ("caption", "trigger", "two words", "should match pattern"),
+        ("caption", "captioner", "qwen-vl", "qwen-vl needs an instruction"),
+        ("caption", "captioner", "florence2", "instruction is one of <CAPTION>"),
+        ("caption", "captioner", "template", "captioner: template go together"),
+        ("caption", "template", "a robot", "captioner: template go together"),
+        ("caption", "instruction", "a photo of", "blip takes no instruction"),
+        ("caption", "prefix", "a\nphoto", "prefix holds line breaks"),
+        ("caption", "tag_threshold", 1.5, "less than or equal to 1"),
         ("sampling", "size_px", 100, "multiple of 16"),
     ],
 )
@@ -114,3 +121,24 @@ def test_every_value_is_in_the_file_and_explained(section: type[Section]) -> Non
     for name, field in section.model_fields.items():
         assert field.is_required(), f"{section.__name__}.{name} has a default"
         assert field.description, f"{section.__name__}.{name} is not explained"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("a {subject.__class__}", r"not \['subject.__class__'\]"),
+        ("a {0}", r"not \['0'\]"),
+        ("a {concept:>9}", r"not \['concept>9'\]"),
+        ("a {}", r"not \[''\]"),
+        ("a {concept", "the template cannot be read"),
+        ("a {subject}", "but subject is empty"),
+    ],
+)
+def test_template_knows_its_gaps(written: Writer, template: str, expected: str) -> None:
+    """A gap that nothing fills would end up in every caption."""
+
+    def change(document: Document) -> None:
+        document["caption"] |= {"captioner": "template", "template": template}
+
+    with pytest.raises(ParamsError, match=expected):
+        load_params(written(change))

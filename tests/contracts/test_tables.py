@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 
 from stages.contracts.errors import TableError
-from stages.contracts.tables import HISTORY, SHARES, read_table, write_table
+from stages.contracts.tables import (
+    CAPTIONS,
+    HISTORY,
+    MANIFEST,
+    SHARES,
+    accepted,
+    read_table,
+    write_table,
+)
 
 
 def shares() -> pd.DataFrame:
@@ -69,3 +77,117 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "shares.csv").write_bytes(b"")
     with pytest.raises(TableError, match="is not the table"):
         read_table(SHARES, tmp_path / "shares.csv")
+
+
+def manifest() -> pd.DataFrame:
+    """Return one accepted and one skipped picture."""
+    whole = {
+        "image": "a", "file": "a.png", "concept": "", "repeats": 1, "regularisation": False,
+        "split": "train", "status": "accepted", "reason": "", "source": "a.jpg",
+        "source_sha256": "0" * 64, "sha256": "1" * 64, "original_width_px": 20,
+        "original_height_px": 10, "width_px": 8, "height_px": 8, "exif_orientation": 1,
+        "blur": 12.5, "perceptual_hash": "0" * 16, "near_duplicate_of": "", "caption_source": "txt",
+    }  # fmt: skip
+    nothing = {key: 0 if isinstance(value, int) else "" for key, value in whole.items()}
+    skipped = nothing | {
+        "image": "b", "repeats": 1, "regularisation": False, "split": "train", "blur": 0.0,
+        "status": "skipped", "reason": "zero bytes", "source": "b.png",
+    }  # fmt: skip
+    return pd.DataFrame([whole, skipped])
+
+
+def test_skipped_pictures_stay_in_the_manifest_and_out_of_the_work(tmp_path: Path) -> None:
+    """Nothing is lost: the row says why; but no later stage sees it."""
+    write_table(MANIFEST, manifest(), tmp_path / "manifest.csv")
+    table = read_table(MANIFEST, tmp_path / "manifest.csv")
+    pd.testing.assert_frame_equal(table, manifest())
+    assert accepted(table)["image"].tolist() == ["a"]
+
+
+def test_names_and_hashes_of_digits_stay_text(tmp_path: Path) -> None:
+    """A picture called 01.png is not the number 1, and a hash with one e in it no exponent."""
+    frame = manifest().iloc[:1].assign(image="01", perceptual_hash="12345678901234e5")
+    write_table(MANIFEST, frame, tmp_path / "manifest.csv")
+    pd.testing.assert_frame_equal(read_table(MANIFEST, tmp_path / "manifest.csv"), frame)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value"),
+    [
+        (0, "file", ""),
+        (0, "width_px", 0),
+        (0, "reason", "dark"),
+        (1, "reason", ""),
+        (1, "image", ""),
+    ],
+)
+def test_half_rows_are_no_manifest(tmp_path: Path, row: int, column: str, value: object) -> None:
+    """An accepted picture has everything, a skipped one a reason, both a name."""
+    frame = manifest()
+    frame.loc[row, column] = value
+    with pytest.raises(TableError, match="breaks the contract"):
+        write_table(MANIFEST, frame, tmp_path / "manifest.csv")
+
+
+def test_two_accepted_pictures_do_not_share_a_name(tmp_path: Path) -> None:
+    """Every later table goes by the name alone."""
+    frame = pd.concat([manifest(), manifest().iloc[:1].assign(source="a.png")], ignore_index=True)
+    with pytest.raises(TableError, match="breaks the contract"):
+        write_table(MANIFEST, frame, tmp_path / "manifest.csv")
+
+
+def test_names_made_of_digits_stay_names(tmp_path: Path) -> None:
+    """Cameras and people number their pictures; 001 is neither 1 nor a number."""
+    frame = manifest().iloc[:1].assign(image="001", file="001.png", near_duplicate_of="000")
+    write_table(MANIFEST, frame, tmp_path / "manifest.csv")
+    table = read_table(MANIFEST, tmp_path / "manifest.csv")
+    assert table.loc[0, ["image", "near_duplicate_of", "source_sha256"]].tolist() == [
+        "001",
+        "000",
+        "0" * 64,
+    ]
+
+
+def captions() -> pd.DataFrame:
+    """Return a picture with the trigger and a regularisation picture without."""
+    row = {
+        "image": "a", "split": "train", "caption": "tok, a robot", "trigger": "tok",
+        "origin": "user", "written_by": "a.txt", "change": "none",
+        "clip_tokens": 5, "t5_tokens": 6, "clip_cut": 0.0, "t5_cut": 0.25,
+    }  # fmt: skip
+    other = {"image": "b", "caption": "a person", "trigger": "", "change": "prefix added"}
+    return pd.DataFrame([row, row | other])
+
+
+def test_captions_survive_the_disk(tmp_path: Path) -> None:
+    """Empty triggers and words such as null come back as they were."""
+    frame = captions()
+    frame.loc[1, "caption"] = "null"
+    write_table(CAPTIONS, frame, tmp_path / "captions.csv")
+    pd.testing.assert_frame_equal(read_table(CAPTIONS, tmp_path / "captions.csv"), frame)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("caption", "a robot, tok"),
+        ("caption", "tok, a robot, TOK"),
+        ("caption", "token of a robot"),
+        ("caption", ""),
+        ("caption", " ,."),
+        ("caption", "tok, a\nrobot"),
+        ("caption", "tok, a\trobot"),
+        ("caption", "tok, \ufffd"),
+        ("change", "trigger"),
+        ("change", "trigger added; "),
+        ("written_by", ""),
+        ("clip_cut", 1.5),
+        ("clip_tokens", 0),
+    ],
+)
+def test_captions_that_break_a_rule_are_refused(tmp_path: Path, column: str, value: object) -> None:
+    """Trigger first and exactly once, one line of readable text: whoever writes the table."""
+    frame = captions()
+    frame.loc[0, column] = value
+    with pytest.raises(TableError, match="breaks the contract"):
+        write_table(CAPTIONS, frame, tmp_path / "captions.csv")

@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 
 from stages.families.architecture import read_architecture
-from stages.families.latents import decode_pictures, encode_pictures, pack, unpack
+from stages.families.latents import decode_pictures, encode_pictures, pack, training_size, unpack
 from stages.families.loading import load_vae
 from stages.families.noise import initial_noise, keyed_generator, keyed_normal
 
@@ -50,3 +50,13 @@ def test_a_picture_survives_the_autoencoder_with_normalised_latents(nano_flux: P
         theirs = vae.decode(vae.encode(picture).latent_dist.mean).sample
     expected = ((theirs / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     assert np.abs(ours.astype(int) - expected).max() <= 1
+
+
+def test_training_size_keeps_area_and_whole_tokens() -> None:
+    """Squares get the side asked for; a bucket of about the area is not scaled for a few pixels."""
+    assert training_size(1024, 1024, 128) == (128, 128)
+    assert training_size(512, 512, 1024) == (1024, 1024)
+    assert training_size(1344, 768, 1024) == (1344, 768)
+    assert training_size(1344, 768, 512) == (672, 384)
+    assert training_size(1152, 896, 128) == (144, 112)
+    assert training_size(4000, 100, 64) == (400, 16)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.imaging.folder import list_folder, picture_name, shared_names
+from stages.imaging.folder import concept_of, list_folder, picture_name, shared_names
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -20,7 +20,9 @@ def touch(folder: Path, *names: str) -> None:
 
 def whats(folder: Path) -> list[str]:
     """Return what is wrong, without places and remedies."""
-    return [problem.what for problem in list_folder(folder).problems]
+    listing = list_folder(folder)
+    refused = [refusal.problem for refusal in listing.refused]
+    return list(dict.fromkeys(problem.what for problem in [*refused, *listing.problems]))
 
 
 def test_pictures_and_captions_are_sorted_and_the_rest_left_alone(tmp_path: Path) -> None:
@@ -29,6 +31,7 @@ def test_pictures_and_captions_are_sorted_and_the_rest_left_alone(tmp_path: Path
     listing = list_folder(tmp_path)
     assert [path.name for path in listing.pictures] == ["a.png", "b.JPG"]
     assert [path.name for path in listing.captions] == ["a.txt"]
+    assert listing.refused == ()
     assert listing.problems == ()
 
 
@@ -42,7 +45,7 @@ def test_unusual_names_are_accepted(tmp_path: Path) -> None:
 def test_name_is_the_same_from_every_file_system(tmp_path: Path) -> None:
     """MacOS decomposes umlauts; the picture's name must not depend on it."""
     decomposed = unicodedata.normalize("NFD", "grün.png")
-    assert picture_name(tmp_path / decomposed) == "grün"
+    assert picture_name(tmp_path / decomposed, tmp_path) == "grün"
 
 
 @pytest.mark.parametrize(
@@ -84,19 +87,51 @@ def test_links_may_not_leave_the_folder(tmp_path: Path) -> None:
     (tmp_path / "set" / "outside.png").symlink_to(tmp_path / "elsewhere" / "far.png")
     (tmp_path / "set" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     listing = list_folder(tmp_path / "set")
-    assert {(Path(problem.where).name, problem.what) for problem in listing.problems} == {
+    assert {(refusal.path.name, refusal.problem.what) for refusal in listing.refused} == {
         ("outside.png", "link that leaves the folder"),
         ("gone.png", "link to a file that is not there"),
     }
     assert [path.name for path in listing.pictures] == ["inside.png", "near.png"]
 
 
-def test_sub_folders_and_special_files_are_named(tmp_path: Path) -> None:
-    """Opening a pipe would wait for ever; a sub-folder's pictures would be missing."""
+def test_sub_folders_are_concepts(tmp_path: Path) -> None:
+    """A concept's folder gives its pictures their names; it has no folders of its own."""
     touch(tmp_path, "a.png")
-    (tmp_path / "more").mkdir()
+    touch(tmp_path / "Hüte", "a.png", "a.txt", ".hidden")
+    touch(tmp_path / "Hüte" / "more", "b.png")
+    listing = list_folder(tmp_path)
+    assert [picture_name(path, tmp_path) for path in listing.pictures] == ["Hüte-a", "a"]
+    assert [concept_of(path, tmp_path) for path in listing.pictures] == ["Hüte", ""]
+    assert [path.name for path in listing.captions] == ["a.txt"]
+    assert whats(tmp_path) == ["sub-folder of a sub-folder"]
+
+
+def test_names_are_unique_across_concepts(tmp_path: Path) -> None:
+    """`hat-1.png` beside the folder `hat` with `1.png` would be two pictures of one name."""
+    touch(tmp_path, "hat-1.png", "good.png")
+    touch(tmp_path / "hat", "1.jpg")
+    listing = list_folder(tmp_path)
+    assert [path.name for path in listing.pictures] == ["good.png"]
+    assert sorted(refusal.path.name for refusal in listing.refused) == ["1.jpg", "hat-1.png"]
+    assert whats(tmp_path) == [
+        "shares its name with others (hat/1.jpg, hat-1.png), so they would all be called hat-1"
+    ]
+
+
+def test_links_to_folders_outside_are_refused(tmp_path: Path) -> None:
+    """A concept that lies elsewhere is data that no hash covers."""
+    touch(tmp_path / "elsewhere", "far.png")
+    touch(tmp_path / "set", "near.png")
+    (tmp_path / "set" / "hats").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert whats(tmp_path / "set") == ["link that leaves the folder"]
+    assert [path.name for path in list_folder(tmp_path / "set").pictures] == ["near.png"]
+
+
+def test_special_files_are_named(tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever."""
+    touch(tmp_path, "a.png")
     os.mkfifo(tmp_path / "pipe.png")
-    assert whats(tmp_path) == ["sub-folder", "not a regular file"]
+    assert whats(tmp_path) == ["not a regular file"]
 
 
 def test_missing_and_empty_folders_are_problems(tmp_path: Path) -> None:
@@ -111,6 +146,6 @@ def test_validation_pictures_do_not_take_training_names() -> None:
     """One name is one picture in every later table."""
     training = [Path("train/tok-1.png"), Path("train/tok-2.png")]
     validation = [Path("validation/TOK-1.jpg"), Path("validation/tok-3.png")]
-    (problem,) = shared_names(training, validation)
-    assert problem.where == "validation/TOK-1.jpg"
-    assert "training picture tok-1.png" in problem.what
+    (refusal,) = shared_names(training, Path("train"), validation, Path("validation"))
+    assert refusal.path == Path("validation/TOK-1.jpg")
+    assert "training picture tok-1.png" in refusal.problem.what

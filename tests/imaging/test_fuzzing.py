@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 
 from stages.imaging.colour import plain_mode, to_srgb
 from stages.imaging.fit import place, scale
+from stages.imaging.hashing import perceptual_hash
 from stages.imaging.inspection import PictureLimits, PictureRefusedError, read_picture
+from stages.imaging.quality import measure
 from tests.imaging.drawings import scenery
 
 LIMITS = PictureLimits(min_side_px=8, max_pixels=1_000_000, max_aspect=4.0)
@@ -18,6 +21,8 @@ WHITE = (255, 255, 255)
 KINDS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 MUTATIONS = 250
 """Per format; 2,000 in all."""
+LIMIT_S = 20.0
+"""Longest that one picture may take: some thousand times what a sound one of this size takes."""
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
@@ -45,9 +50,31 @@ def take_in(path: Path) -> bool:
         picture = read_picture(path, LIMITS)
     except PictureRefusedError:
         return False
-    colours, _ = to_srgb(scale(plain_mode(picture.image), 64, "crop"), WHITE)
-    assert place(colours, 64, WHITE).shape == (64, 64, 3)
+    colours, _ = to_srgb(scale(plain_mode(picture.image), 64, "crop", "saliency"), WHITE)
+    pixels = place(colours, (64, 64), WHITE)
+    assert pixels.shape == (64, 64, 3)
+    assert 0 <= perceptual_hash(pixels) < 2**64
+    assert measure(pixels, pixels).blur >= 0
     return True
+
+
+def within_the_limit(path: Path) -> bool:
+    """Return what `take_in` does; a picture that hangs fails the test instead of stopping it."""
+    answers: list[bool | Exception] = []
+
+    def work() -> None:
+        try:
+            answers.append(take_in(path))
+        except Exception as error:  # noqa: BLE001  # raised again in the test's own thread
+            answers.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(LIMIT_S)
+    assert answers, f"{path} took more than {LIMIT_S:g} s"
+    if isinstance(answers[0], Exception):
+        raise answers[0]
+    return answers[0]
 
 
 def fuzz(folder: Path, kind: str, mutations: int) -> int:
@@ -59,7 +86,7 @@ def fuzz(folder: Path, kind: str, mutations: int) -> int:
     accepted = 0
     for _ in range(mutations):
         path.write_bytes(mutated(buffer.getvalue(), rng))
-        accepted += take_in(path)
+        accepted += within_the_limit(path)
     return accepted
 
 

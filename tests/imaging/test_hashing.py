@@ -41,7 +41,18 @@ def test_other_pictures_are_far() -> None:
 def test_plain_picture_has_a_fixed_hash() -> None:
     """Where every frequency is zero, rounding errors must not choose the bits."""
     grey = np.full((64, 64, 3), 117, np.uint8)
-    assert perceptual_hash(grey) == 1 << (HASH_BITS - 1)
+    below = 0b1111_1111 << 8  # Cb and Cr in four cells: over the lower step, not the upper
+    assert perceptual_hash(grey) == (1 << (HASH_BITS - 1)) | below
+
+
+def test_colour_tells_pictures_of_one_shape_apart() -> None:
+    """A robot on green and the same robot on blue are two pictures, though equal in grey."""
+    green, blue = (
+        np.full((64, 64, 3), colour, np.uint8) for colour in ((60, 130, 40), (70, 90, 230))
+    )
+    for pixels in (green, blue):
+        pixels[16:48, 24:40] = 30
+    assert (perceptual_hash(green) ^ perceptual_hash(blue)).bit_count() > 4
 
 
 def test_all_pairs_within_the_limit_are_named() -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
+from stages.captioning.words import count_words
 from stages.contracts.blocks import BlockId, numbered_blocks
 from stages.contracts.params import Params, load_params
 from stages.contracts.tables import (
@@ -27,6 +28,7 @@ from stages.contracts.tables import (
     RENDERED,
     SHARES,
     SPLIT_INDEX,
+    WORDS,
     write_table,
 )
 from stages.evaluate import evaluate
@@ -113,6 +115,8 @@ def write_intake(data: Path, side_px: int) -> None:
     write_json(data / "prepare" / "metrics.json", {**metrics, "near_duplicates": 1})
     (data / "caption").mkdir()
     write_table(CAPTIONS, _captions(names, splits), data / "caption" / "captions.csv")
+    words = count_words(_captions(names, splits)["caption"].tolist(), "tok")
+    write_table(WORDS, words, data / "caption" / "words.csv")
     counts = {"captions_user": 24, "captions_generated": 6, "tokens_over_limit": 0}
     write_json(data / "caption" / "metrics.json", counts)
 
@@ -122,8 +126,13 @@ def _manifest(names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
         {
             "image": names,
             "file": [f"{name}.png" for name in names],
-            "source": [f"robot-{name}.jpg" for name in names],
+            "concept": "",
+            "repeats": 1,
+            "regularisation": False,
             "split": splits,
+            "status": "accepted",
+            "reason": "",
+            "source": [f"robot-{name}.jpg" for name in names],
             "source_sha256": [f"{index:064x}" for index in range(len(names))],
             "sha256": [f"{index + 100:064x}" for index in range(len(names))],
             "original_width_px": 1400,
@@ -131,8 +140,10 @@ def _manifest(names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
             "width_px": 1024,
             "height_px": 1024,
             "exif_orientation": [6 if name == "03" else 1 for name in names],
+            "blur": 200.0,
             "perceptual_hash": [f"{index:016x}" for index in range(len(names))],
             "near_duplicate_of": ["04" if name == "07" else "" for name in names],
+            "caption_source": "txt",
         }
     )
 
@@ -147,13 +158,17 @@ def _captions(names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
             "image": names,
             "split": splits,
             "caption": texts,
+            "trigger": "tok",
             "origin": [
                 "generated" if name in {f"{i:02d}" for i in range(18, 24)} else "user"
                 for name in names
             ],
+            "written_by": "captions.csv",
             "change": changes,
             "clip_tokens": 12,
             "t5_tokens": [14 + index % 5 for index in range(len(names))],
+            "clip_cut": 0.0,
+            "t5_cut": 0.0,
         }
     )
 

@@ -159,6 +159,7 @@ def test_dataset_keeps_captions_and_warnings(evidence: Evidence) -> None:
     assert items["07"].near_duplicate_of == "04"
     assert items["03"].turned
     assert items["05"].change == "trigger added"
+    assert dataset.constant_words == ["a", "robot"]
 
 
 def test_provenance_is_what_the_files_are(evidence: Evidence) -> None:

@@ -35,8 +35,13 @@ def prepare(folder: Path, side_px: int = 128) -> Path:
             {
                 "image": name,
                 "file": path.name,
-                "source": path.name,
+                "concept": "",
+                "repeats": 1,
+                "regularisation": False,
                 "split": split,
+                "status": "accepted",
+                "reason": "",
+                "source": path.name,
                 "source_sha256": "a" * 64,
                 "sha256": sha256_file(path),
                 "original_width_px": side_px,
@@ -44,8 +49,10 @@ def prepare(folder: Path, side_px: int = 128) -> Path:
                 "width_px": side_px,
                 "height_px": side_px,
                 "exif_orientation": 1,
+                "blur": 100.0,
                 "perceptual_hash": "f" * 16,
                 "near_duplicate_of": "",
+                "caption_source": "",
             }
         )
     write_table(MANIFEST, pd.DataFrame(rows), folder / "manifest.csv")
@@ -59,10 +66,14 @@ def write_captions(folder: Path, captions: dict[str, str]) -> Path:
             "image": name,
             "split": NAMES.get(name, "train"),
             "caption": caption,
+            "trigger": "",
             "origin": "user",
+            "written_by": f"{name}.txt",
             "change": "none",
             "clip_tokens": 5,
             "t5_tokens": 5,
+            "clip_cut": 0.0,
+            "t5_cut": 0.0,
         }
         for name, caption in captions.items()
     ]
@@ -175,6 +186,27 @@ def test_picture_that_prepare_would_not_write(
     manifest = read_table(MANIFEST, prepared / "manifest.csv")
     manifest.loc[manifest["image"] == "first", "sha256"] = sha256_file(path)
     write_table(MANIFEST, manifest, prepared / "manifest.csv")
-    with pytest.raises(DatasetError, match="L, 128x128, expected RGB with equal sides"):
+    with pytest.raises(DatasetError, match="pixel format L, expected RGB"):
         run(weights_manifest, prepared, tmp_path / "out")
     assert contents(tmp_path / "out") == before
+
+
+def test_buckets_keep_their_shape_and_repeats_come_along(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """A wide picture is encoded wide, at the training resolution's area; squares as ever."""
+    plain = run(weights_manifest, prepared, tmp_path / "plain")
+    pixels = np.random.default_rng(9).integers(0, 256, (192, 320, 3), np.uint8)
+    path = prepared / "images" / "second.png"
+    Image.fromarray(pixels).save(path)
+    manifest = read_table(MANIFEST, prepared / "manifest.csv")
+    wide = manifest["image"] == "second"
+    manifest.loc[wide, ["sha256", "width_px", "height_px", "repeats"]] = [
+        sha256_file(path), 320, 192, 4,
+    ]  # fmt: skip
+    write_table(MANIFEST, manifest, prepared / "manifest.csv")
+    encoded = run(weights_manifest, prepared, tmp_path / "out")
+    first, second = encoded.training
+    assert second.latents.mean.shape[1:] == (6, 10), "80 x 48 pixels: about 64 x 64"
+    assert (first.repeats, second.repeats) == (1, 4)
+    assert torch.equal(first.latents.mean, plain.training[0].latents.mean)

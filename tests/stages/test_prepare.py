@@ -26,7 +26,7 @@ def params(**changes: Any) -> PrepareParams:
     """Return settings for small pictures."""
     values = {
         "images": "unused",
-        "validation_images": "unused",
+        "validation_images": "unused too",
         "size_px": 64,
         "fit": "crop",
         "background": [255, 255, 255],
@@ -34,6 +34,18 @@ def params(**changes: Any) -> PrepareParams:
         "max_pixels": 1_000_000,
         "max_aspect": 3.0,
         "near_duplicate_bits": 4,
+        "validation_share": 0.0,
+        "concepts": [],
+        "kind": "character",
+        "on_invalid": "fail",
+        "focus": "centre",
+        "similar_bits": 12,
+        "low_variety_share": 0.5,
+        "blur_below": 30.0,
+        "black_below": 40,
+        "uniform_below": 6.0,
+        "upscale_above": 1.5,
+        "bars_above": 0.02,
     }
     return PrepareParams.model_validate({**values, **changes})
 
@@ -85,7 +97,18 @@ def test_every_picture_becomes_a_row_and_a_square(folders: dict[str, Path]) -> N
         "images_accepted": 5,
         "images_rejected": 0,
         "images_upscaled": 0,
+        "images_train": 4,
+        "images_validation": 1,
+        "images_regularisation": 0,
+        "exact_duplicates": 0,
+        "images_blurred": 0,
+        "images_near_black": 0,
+        "images_near_uniform": 0,
+        "images_strongly_upscaled": 0,
+        "images_with_bars": 0,
         "near_duplicates": 0,
+        "outside_kind": 1,
+        "low_variety": 0,
     }
 
 
@@ -110,7 +133,7 @@ def test_same_bytes_with_any_number_of_workers_and_any_order(
     monkeypatch.setenv("BLOCKLENS_THREADS", "1")
     prepare(params(), **folders)
     first = contents(folders["out"])
-    assert len(first) == 7
+    assert len(first) == 8
     monkeypatch.setenv("BLOCKLENS_THREADS", "4")
     iterate = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: sorted(iterate(self), reverse=True))
@@ -143,7 +166,7 @@ def test_everything_wrong_is_said_at_once_and_old_output_stays(folders: dict[str
     scenery(40, 200).save(images / "strip.png")
     scenery(64, 64).save(images / "c.jpg")
     scenery(64, 64).save(images / "held-out.jpg")
-    (images / "folder").mkdir()
+    (images / "folder" / "folder").mkdir(parents=True)
     with pytest.raises(DatasetError) as caught:
         prepare(params(), **folders)
     named = {Path(problem.where).name for problem in caught.value.problems}
@@ -170,7 +193,7 @@ def test_near_duplicates_are_counted_and_named(
 ) -> None:
     """Copies make a LoRA learn one picture by heart; across the split they fake the validation."""
     scenery(120, 90, 1).resize((100, 75)).save(folders["images"] / "a copy.png")
-    scenery(64, 64, 3).save(folders["validation"] / "leak.png")
+    scenery(64, 64, 3).convert("L").save(folders["validation"] / "leak.png")
     with caplog.at_level(logging.WARNING):
         prepare(params(), **folders)
     manifest = read_table(MANIFEST, folders["out"] / "manifest.csv").set_index("image")
@@ -196,7 +219,7 @@ def test_scaling_up_is_counted_and_said(
     with caplog.at_level(logging.WARNING):
         prepare(params(size_px=128), **folders)
     assert json.loads((folders["out"] / "metrics.json").read_text())["images_upscaled"] == 5
-    assert "a.png: scaled up from 90 to 128 px" in caplog.text
+    assert "a.png: scaled up 1.42 times from 120x90 pixels" in caplog.text
 
 
 def test_command_line_fails_with_one_message(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def write_encoded(folder: Path, *, channels: int = 8, broken: str = "") -> Path:
     rows += [("image", name, "train", f"tok, {name}") for name in "abcd"]
     rows.append(("image", "held-out", "validation", "tok, held-out"))
     table = pd.DataFrame(rows, columns=["kind", "name", "split", "caption"])
+    table.insert(3, "repeats", 1)
     table["latents_file"] = [
         f"latents-{name}.safetensors" if kind == "image" else "" for kind, name, *_ in rows
     ]

@@ -31,7 +31,7 @@ def make_picture(name: str) -> Picture:
     """Return a picture of random latents, 8 channels of 4 x 4."""
     mean = keyed_normal(LATENT_SHAPE, "mean", name)
     std = keyed_normal(LATENT_SHAPE, "std", name).abs() * 0.1
-    return Picture(name, f"tok, {name}", Latents(mean, std), make_text(name))
+    return Picture(name, f"tok, {name}", Latents(mean, std), make_text(name), 1)
 
 
 def attach(transformer: FluxTransformer2DModel, params: TrainParams) -> None:

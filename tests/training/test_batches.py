@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+from stages.families.noise import keyed_generator
 from stages.training.batches import Draw, draw_sample, posterior_sample, samples_of_step
 from stages.training.encoded import Latents
 from tests.training.conftest import make_picture, make_text
@@ -22,24 +23,45 @@ def draw(epoch: int = 0, name: str = "a", seed: int = 1, dropout: float = 0.0) -
 
 def test_every_epoch_uses_every_picture_once() -> None:
     """Without replacement: no picture is seen twice before all were seen once."""
-    samples = [s for step in range(1, 15) for s in samples_of_step(step, 2, 7, seed=3)]
+    samples = [s for step in range(1, 15) for s in samples_of_step(step, 2, [1] * 7, seed=3)]
     for epoch in range(4):
-        assert sorted(s.picture for s in samples if s.epoch == epoch) == list(range(7))
-    orders = {tuple(s.picture for s in samples if s.epoch == epoch) for epoch in range(4)}
+        assert sorted(s.picture for s in samples if s.use == epoch) == list(range(7))
+    orders = {tuple(s.picture for s in samples if s.use == epoch) for epoch in range(4)}
     assert len(orders) == 4, "each epoch has an order of its own"
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 6])
 def test_batch_size_cuts_the_same_list(batch: int) -> None:
     """Another batch size gives the same samples in the same order."""
-    whole = [s for step in range(1, 13) for s in samples_of_step(step, 1, 5, seed=0)]
-    cut = [s for step in range(1, 12 // batch + 1) for s in samples_of_step(step, batch, 5, seed=0)]
+    whole = [s for step in range(1, 13) for s in samples_of_step(step, 1, [1] * 5, seed=0)]
+    cut = [
+        s
+        for step in range(1, 12 // batch + 1)
+        for s in samples_of_step(step, batch, [1] * 5, seed=0)
+    ]
     assert cut == whole
+
+
+def test_repeats_are_shares() -> None:
+    """A picture with repeats 3 is used three times as often, each time with draws of its own."""
+    samples = [s for step in range(1, 11) for s in samples_of_step(step, 3, [1, 3, 2], seed=5)]
+    for epoch in range(5):
+        uses = [s.picture for s in samples[6 * epoch : 6 * epoch + 6]]
+        assert Counter(uses) == {0: 1, 1: 3, 2: 2}
+    assert len(set(samples)) == len(samples), "no use of a picture comes twice"
+    assert sorted(s.use for s in samples if s.picture == 1) == list(range(15))
+
+
+def test_repeats_of_one_change_nothing() -> None:
+    """The order of a set without repeats, as it was before there were any."""
+    expected = torch.randperm(6, generator=keyed_generator(7, "order", 0)).tolist()
+    assert [s.picture for s in samples_of_step(1, 6, [1] * 6, seed=7)] == expected
+    assert {s.use for s in samples_of_step(3, 6, [1] * 6, seed=7)} == {2}
 
 
 def test_seed_decides_the_order() -> None:
     """Two seeds train in two orders."""
-    assert samples_of_step(1, 9, 9, seed=0) != samples_of_step(1, 9, 9, seed=1)
+    assert samples_of_step(1, 9, [1] * 9, seed=0) != samples_of_step(1, 9, [1] * 9, seed=1)
 
 
 def test_draws_are_a_function_of_their_key() -> None:

@@ -30,13 +30,16 @@ MANIFEST = Manifest(
 )
 
 
-def row(kind: str, name: str, split: str = "", latents: str = "", text: str = "") -> dict[str, str]:
+def row(
+    kind: str, name: str, split: str = "", latents: str = "", text: str = ""
+) -> dict[str, str | int]:
     """Return a row of the index; the caption is made from the name."""
     caption = "" if kind == "empty" else f"caption of {name}"
     return {
         "kind": kind,
         "name": name,
         "split": split,
+        "repeats": 3 if name == "b" else 1,
         "caption": caption,
         "latents_file": latents,
         "text_file": text or f"text-{name}.safetensors",
@@ -69,6 +72,7 @@ def test_reads_what_was_written(folder: Path) -> None:
         assert torch.equal(picture.text.tokens, make_text(picture.name).tokens)
     assert torch.equal(encoded.empty.pooled, make_text("empty").pooled)
     assert encoded.size_px == 32
+    assert [picture.repeats for picture in encoded.training] == [1, 3]
 
 
 def test_sample_prompts_keep_their_order(folder: Path) -> None:
@@ -95,7 +99,10 @@ def test_every_broken_file_is_named(folder: Path) -> None:
 
 
 def test_unequal_pictures_are_named(folder: Path) -> None:
-    """A batch needs pictures of one size."""
+    """Buckets share an area and whole tokens, if not a shape."""
+    wide = torch.ones(8, 2, 8)
+    write_latents(folder / "latents-c.safetensors", Latents(wide, wide))
+    assert read_encoded(folder).validation[0].latents.mean.shape == (8, 2, 8)
     ones = torch.ones(8, 2, 2)
     write_latents(folder / "latents-c.safetensors", Latents(ones, ones))
     with pytest.raises(DatasetError, match=r"latents-c.*\(8, 2, 2\), others \(8, 4, 4\)"):

@@ -10,6 +10,7 @@ import torch
 
 from stages.adapters.attach import lora_parameters
 from stages.contracts.errors import TrainingError
+from stages.contracts.params import TrainParams
 from stages.training.encoded import Encoded, Latents
 from stages.training.loop import Run
 from stages.training.optimiser import build_optimiser
@@ -98,3 +99,44 @@ def test_broken_gradient_names_the_whole_batch(
     next(iter(trainee.parameters.values())).register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(TrainingError, match=r"\(2 problems\)[\s\S]*gradient norm is nan"):
         take_step(trainee, run.data, run.params, 1)
+
+
+def test_pictures_of_several_shapes_share_a_step(make_run: Callable[..., Run]) -> None:
+    """One forward pass per shape; the step's gradient is that of the mean over all its samples."""
+    run = make_run(change={"batch": 5, "gradient_clip": 1e9})
+    wide = [
+        replace(
+            picture,
+            latents=Latents(
+                picture.latents.mean.reshape(8, 2, 8), picture.latents.std.reshape(8, 2, 8)
+            ),
+        )
+        for picture in run.data.training[:2]
+    ]
+    data = replace(run.data, training=(*wide, *run.data.training[2:]))
+    trainee = trainee_of(run)
+    start = {name: value.detach().clone() for name, value in trainee.parameters.items()}
+    result = take_step(trainee, data, run.params, 1)
+    gradients = {name: _gradient(value) for name, value in trainee.parameters.items()}
+    losses = []
+    expected = {name: torch.zeros_like(value) for name, value in start.items()}
+    for picture in data.training:
+        # On its own: a picture's draws depend on no other picture.
+        for name, value in trainee.parameters.items():
+            value.data.copy_(start[name])
+        alone = replace(data, training=(picture,))
+        losses.append(take_step(trainee, alone, _one(run.params), 1).loss)
+        for name, value in trainee.parameters.items():
+            expected[name] += _gradient(value) / 5
+    assert result.loss == pytest.approx(sum(losses) / 5, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def _one(params: TrainParams) -> TrainParams:
+    return params.model_copy(update={"batch": 1})
+
+
+def _gradient(value: torch.nn.Parameter) -> torch.Tensor:
+    assert value.grad is not None
+    return value.grad.clone()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
 from stages.contracts.params import TrainParams
-from stages.training.encoded import Encoded
+from stages.training.encoded import Encoded, Latents
 from stages.training.validation import validation_draws, validation_losses
 from tests.training.conftest import attach
 
@@ -53,3 +54,19 @@ def test_fresh_adapter_measures_the_base_model(
     base = validation_losses(copy.deepcopy(tiny_flux), draws, batch=4, guidance=1.0)
     attach(tiny_flux, params)
     assert validation_losses(tiny_flux, draws, batch=4, guidance=1.0) == base
+
+
+def test_shapes_are_measured_apart_and_in_order(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded
+) -> None:
+    """A wide held-out picture between two squares: each loss is the one it has on its own."""
+    first, second = encoded.validation
+    latents = Latents(first.latents.mean.reshape(8, 2, 8), first.latents.std.reshape(8, 2, 8))
+    draws = [
+        draw
+        for picture in (second, replace(first, latents=latents), second)
+        for draw in validation_draws([picture], SIGMAS)
+    ]
+    losses = validation_losses(tiny_flux, draws, batch=4, guidance=1.0)
+    alone = [validation_losses(tiny_flux, [draw], batch=1, guidance=1.0)[0] for draw in draws]
+    assert losses == pytest.approx(alone, rel=1e-5)

@@ -1,0 +1,48 @@
+"""The typed form of params.yaml: every value, its range and one sentence on what it does.
+
+One section per stage, named like the stage, and three shared ones: `model` (how the base model
+is run), `sampling` (how a picture is made) and `prompts` (what the lens looks at). There are no
+defaults in code: a missing key is an error, and so is an unknown one.
+"""
+
+from stages.contracts.params.document import SHARED_SECTIONS, Params, load_params
+from stages.contracts.params.fields import Section
+from stages.contracts.params.intake import (
+    CaptionParams,
+    ConceptParams,
+    EncodeParams,
+    FetchParams,
+    PrepareParams,
+)
+from stages.contracts.params.lens import (
+    AttributeParams,
+    EvaluateParams,
+    RenderParams,
+    ReportParams,
+    SlimParams,
+    SplitParams,
+)
+from stages.contracts.params.shared import ModelParams, PromptsParams, SamplingParams
+from stages.contracts.params.training import TrainParams
+
+__all__ = [
+    "SHARED_SECTIONS",
+    "AttributeParams",
+    "CaptionParams",
+    "ConceptParams",
+    "EncodeParams",
+    "EvaluateParams",
+    "FetchParams",
+    "ModelParams",
+    "Params",
+    "PrepareParams",
+    "PromptsParams",
+    "RenderParams",
+    "ReportParams",
+    "SamplingParams",
+    "Section",
+    "SlimParams",
+    "SplitParams",
+    "TrainParams",
+    "load_params",
+]

@@ -1,0 +1,129 @@
+"""The whole of params.yaml: read, checked, and every problem named with its line."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Self
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from stages.contracts.errors import ParamsError, Problem
+from stages.contracts.params.fields import Section
+from stages.contracts.params.intake import CaptionParams, EncodeParams, FetchParams, PrepareParams
+from stages.contracts.params.lens import (
+    AttributeParams,
+    EvaluateParams,
+    RenderParams,
+    ReportParams,
+    SlimParams,
+    SplitParams,
+)
+from stages.contracts.params.shared import ModelParams, PromptsParams, SamplingParams
+from stages.contracts.params.training import TrainParams
+
+SHARED_SECTIONS: Final = ("model", "sampling", "prompts")
+"""Sections that belong to no single stage."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    model: ModelParams
+    sampling: SamplingParams
+    prompts: PromptsParams
+    fetch: FetchParams
+    prepare: PrepareParams
+    caption: CaptionParams
+    encode: EncodeParams
+    train: TrainParams
+    split: SplitParams
+    render: RenderParams
+    attribute: AttributeParams
+    evaluate: EvaluateParams
+    slim: SlimParams
+    report: ReportParams
+
+    @model_validator(mode="after")
+    def _prompts_match_the_trigger(self) -> Self:
+        trigger = self.caption.trigger
+        lacking = [p for p in self.prompts.develop + self.prompts.held_out if trigger not in p]
+        if lacking:
+            raise ValueError(f"prompts lack the trigger {trigger!r}: {lacking}")
+        if having := [p for p in self.prompts.without_trigger if trigger in p]:
+            raise ValueError(f"prompts.without_trigger contain the trigger {trigger!r}: {having}")
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """Return the checked content of a params file.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or holds unknown keys, misses keys, or has
+            values out of range; all of them at once, each with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path} does not exist; copy one from presets/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not readable YAML: {error}") from error
+    try:
+        return Params.model_validate(document)
+    except ValidationError as error:
+        problems = [_problem(path, root, detail) for detail in error.errors()]
+        raise ParamsError(f"{path} is not valid", problems) from error
+
+
+def _problem(path: Path, root: yaml.Node | None, detail: Any) -> Problem:
+    keys = tuple(detail["loc"])
+    name = ".".join(str(key) for key in keys) or "the file"
+    where = f"{path}:{_line(root, keys)} {name}"
+    if detail["type"] == "extra_forbidden":
+        return Problem(where, "unknown key", _suggestion(keys))
+    if detail["type"] == "missing":
+        return Problem(where, "missing", f"Add it: {_description(keys)}")
+    message = detail["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(detail["input"], dict) else f", got {detail['input']!r}"
+    return Problem(where, f"{message}{got}", _description(keys))
+
+
+def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
+    """Return the line of the deepest of `keys` that the document has."""
+    line = 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == key]
+            if not found:
+                return line
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _section(keys: tuple[int | str, ...]) -> type[BaseModel] | None:
+    field = Params.model_fields.get(str(keys[0])) if keys else None
+    annotation = field.annotation if field else None
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
+
+
+def _description(keys: tuple[int | str, ...]) -> str:
+    section = _section(keys)
+    if section is None or len(keys) < 2:
+        return "See presets/ for a complete file."
+    field = section.model_fields.get(str(keys[1]))
+    return (field.description if field else None) or "See presets/ for a complete file."
+
+
+def _suggestion(keys: tuple[int | str, ...]) -> str:
+    section = Params if len(keys) == 1 else _section(keys)
+    known = sorted(section.model_fields) if section else []
+    close = get_close_matches(str(keys[-1]), known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(known)}."
