@@ -1,7 +1,8 @@
 """Base weights: found or downloaded, checked, and written down to the byte.
 
-Reads:  the folder or the Hub repository that the params name.
-Writes: manifest.json (path, size and SHA-256 of every file). The weights stay where they are.
+Reads:  the folder, single files or Hub repository that the params name.
+Writes: manifest.json (path, size and SHA-256 of every file). The weights stay where they are;
+        single files are converted once, into the folder that the params name for it.
 Params: fetch.
 """
 
@@ -68,7 +69,7 @@ def fetch(params: FetchParams, *, out: Path) -> None:
         architecture.double_blocks,
         architecture.single_blocks,
     )
-    local = params.folder if params.repository is None else None
+    local = None if params.repository else folder.as_posix()
     manifest = Manifest(local, params.repository, params.revision, _files(found))
     with replace_folder(out) as work:
         write_manifest(work / "manifest.json", manifest)
@@ -88,6 +89,11 @@ def _located(params: FetchParams) -> _Found:
     """Return the folder with everything that there is to have."""
     if params.repository is None or params.revision is None:
         folder = Path(params.folder)
+        if params.single_files is not None:
+            # Here, because it brings torch and diffusers along, which take seconds to import.
+            from stages.families.single_files import convert_single_files
+
+            folder = convert_single_files(params.single_files, folder)
         return _Found(folder, read_components(folder), {})
     _log.info("fetch: %s at %s", params.repository, params.revision)
     # The index first: it says which folders the family needs of a repository that also holds

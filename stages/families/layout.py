@@ -18,6 +18,7 @@ READ_SUFFIXES: Final = (".json", ".model", ".safetensors", ".txt")
 
 _PIPELINE: Final = "FluxPipeline"
 _TOKENIZER_FILES: Final = ("tokenizer.json", "vocab.json", "spiece.model")
+_AGAIN: Final = "Download the base model again, without pickled files."
 _HELP: Final = "docs/weights.md"
 
 
@@ -58,41 +59,45 @@ def _instead(folder: Path) -> list[Problem]:
 
 def check_component(folder: Path, kind: str) -> Iterator[Problem]:
     """Yield everything that is wrong with one component."""
-    again = "Download the base model again, without pickled files."
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if is_pickle(path.name):
+                yield pickle_problem(str(path))
+        if "Tokenizer" not in kind and "Scheduler" not in kind:
+            yield from _check_weights(folder)
+    yield from check_settings(folder, kind)
+
+
+def check_settings(folder: Path, kind: str) -> Iterator[Problem]:
+    """Yield what a component lacks apart from weights: its config or its vocabulary."""
     if not folder.is_dir():
-        yield Problem(str(folder), f"missing, {INDEX} names it", again)
-        return
-    for path in sorted(folder.iterdir()):
-        if is_pickle(path.name):
-            yield pickle_problem(str(path))
-    if "Tokenizer" in kind:
+        yield Problem(str(folder), f"missing, {INDEX} names it", _AGAIN)
+    elif "Tokenizer" in kind:
         if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
             what = f"holds none of {', '.join(_TOKENIZER_FILES)}"
-            yield Problem(str(folder), what, again)
-        return
-    settings = "scheduler_config.json" if "Scheduler" in kind else "config.json"
-    if not (folder / settings).is_file():
-        yield Problem(str(folder / settings), "missing", again)
-    if "Scheduler" not in kind:
-        yield from _check_weights(folder, again)
+            yield Problem(str(folder), what, _AGAIN)
+    else:
+        settings = "scheduler_config.json" if "Scheduler" in kind else "config.json"
+        if not (folder / settings).is_file():
+            yield Problem(str(folder / settings), "missing", _AGAIN)
 
 
-def _check_weights(folder: Path, again: str) -> Iterator[Problem]:
+def _check_weights(folder: Path) -> Iterator[Problem]:
     """Yield missing and broken weight files of a model's folder."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     named = {name for path in indexes for name in _read_json(path)["weight_map"].values()}
     present = {path.name for path in folder.glob("*.safetensors")}
     if not named and not present:
-        yield Problem(str(folder), "holds no .safetensors file", again)
+        yield Problem(str(folder), "holds no .safetensors file", _AGAIN)
     for name in sorted(named - present):
-        yield Problem(str(folder / name), f"missing, {indexes[0].name} names it", again)
+        yield Problem(str(folder / name), f"missing, {indexes[0].name} names it", _AGAIN)
     for name in sorted(present):
         try:
             # Reads the header and compares it with the length of the file; no tensor is loaded.
             with safe_open(folder / name, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            yield Problem(str(folder / name), f"truncated or broken ({error})", again)
+            yield Problem(str(folder / name), f"truncated or broken ({error})", _AGAIN)
 
 
 def component_files(folder: Path, components: Iterable[str]) -> list[Path]:

@@ -17,11 +17,12 @@ from stages.contracts.params import FetchParams
 from stages.families.weights import ensure_weights, read_manifest
 from stages.fetch import fetch
 from stages.runtime.files import sha256_file
+from tests.families.single_file_sets import export_single_files, settings_only
 
 
 def params(folder: Path) -> FetchParams:
     """Return settings for a local folder."""
-    return FetchParams(folder=str(folder), repository=None, revision=None)
+    return FetchParams(folder=str(folder), repository=None, revision=None, single_files=None)
 
 
 @pytest.fixture
@@ -157,6 +158,24 @@ def test_another_family_is_refused(model: Path, tmp_path: Path) -> None:
     (model / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsError, match="is for StableDiffusionPipeline, not for FluxPipeline"):
         fetch(params(model), out=tmp_path / "fetch")
+
+
+def test_single_files_are_a_base_model_like_any_other(nano_flux: Path, tmp_path: Path) -> None:
+    """The manifest names the converted folder, and what it holds is what came in."""
+    files = export_single_files(nano_flux, tmp_path / "files")
+    settings = settings_only(nano_flux, tmp_path / "settings")
+    given = params(settings).model_copy(update={"single_files": files})
+    for name in ("one", "two"):
+        fetch(given, out=tmp_path / name)
+    fetch(params(nano_flux), out=tmp_path / "whole")
+    one, two, whole = (tmp_path / name / "manifest.json" for name in ("one", "two", "whole"))
+    assert one.read_bytes() == two.read_bytes()
+    manifest = read_manifest(one)
+    assert manifest.folder is not None
+    assert Path(manifest.folder).parent == Path(files.converted)
+    assert ensure_weights(one) == Path(manifest.folder)
+    names = [file.path for file in manifest.files]
+    assert names == [file.path for file in read_manifest(whole).files]
 
 
 def test_command_line_fails_with_one_message(model: Path, tmp_path: Path) -> None:
