@@ -21,14 +21,14 @@ def write_params(path: Path, **fetch: Any) -> Path:
     return path
 
 
-def run_fetch(folder: Path, params: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the stage, with its output in `folder`/fetch and the Hub's cache in `folder`/home."""
-    return subprocess.run(
+def start_fetch(folder: Path, params: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start the stage, with its output in `folder`/fetch and the Hub's cache in `folder`/home."""
+    return subprocess.Popen(
         [sys.executable, "-m", "stages.fetch", "--params", params, "--out", folder / "fetch"],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -38,3 +38,26 @@ def run_fetch(folder: Path, params: Path, **environment: str) -> subprocess.Comp
             **environment,
         },
     )
+
+
+def run_fetch(folder: Path, params: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the stage to its end."""
+    with start_fetch(folder, params, **environment) as process:
+        stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def files_holding(folder: Path, secret: str) -> list[Path]:
+    """Return the files below `folder` that hold `secret` or one of its halves.
+
+    Bytes are looked at, so that databases and archives count too.
+    """
+    half = len(secret) // 2
+    parts = [part.encode() for part in (secret[:half], secret[half:])]
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not path.is_symlink()
+        and any(part in path.read_bytes() for part in parts)
+    ]
