@@ -124,6 +124,18 @@ def test_weights_have_one_source(written: Writer) -> None:
         load_params(written(spoil))
 
 
+def test_converted_weights_lie_outside_what_is_watched(written: Writer) -> None:
+    """Or else fetch would change its own input, and run again every time."""
+    names = ("transformer", "autoencoder", "text_encoder", "text_encoder_2")
+
+    def spoil(document: Document) -> None:
+        files = dict.fromkeys(names, "x") | {"converted": "data/nano-flux/converted"}
+        document["fetch"]["single_files"] = files
+
+    with pytest.raises(ParamsError, match=r"converted lies in folder, which DVC watches"):
+        load_params(written(spoil))
+
+
 def test_a_branch_name_is_not_a_revision(written: Writer) -> None:
     """`main` today is not `main` tomorrow."""
 

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.families.hub_server import REVISION, hub
 from tests.flows.conftest import run_dvc
 from tests.stages.fetching import ROOT, files_holding, write_params
@@ -22,62 +20,61 @@ stages:
     deps: [params.yaml]
     outs: [data/fetch/manifest.json]
 """
+RUNS = {
+    "HF_TOKEN": ("tests/gated", "the licence is not accepted for the account of this token"),
+    "saved login": ("tests/altered", "arrived broken twice"),
+}
 
 
-@pytest.mark.parametrize(
-    ("login", "repository", "expected"),
-    [
-        ("HF_TOKEN", "tests/gated", "the licence is not accepted for the account of this token"),
-        ("saved login", "tests/altered", "arrived broken twice"),
-    ],
-)
-def test_flow_leaves_no_token_behind(
-    nano_flux: Path, tmp_path: Path, login: str, repository: str, expected: str
-) -> None:
+def test_flows_leave_no_token_behind(nano_flux: Path, tmp_path: Path) -> None:
     """Prefect's database and logs, DVC's files, the Hub's cache and what is printed: every byte."""
     canary = f"hf_{secrets.token_hex(20)}"
     written = tmp_path / "written"
     project, home = written / "project", written / "home"
-    (written / "tmp").mkdir(parents=True)
-    home.mkdir()
+    for folder in (written / "tmp", home):
+        folder.mkdir(parents=True)
     subprocess.run(["git", "init", "--quiet", project], check=True)
     run_dvc(project, "init", "--quiet")
     (project / "dvc.yaml").write_text(PIPELINE)
-    write_params(project / "params.yaml", repository=repository, revision=REVISION)
-    if login == "saved login":
-        (home / "token").write_text(canary)
     ignored = shutil.ignore_patterns("captioner")
     source = shutil.copytree(nano_flux, tmp_path / "source", ignore=ignored)
-    environment = {name: text for name, text in os.environ.items() if name != "PREFECT_API_URL"}
-    with hub(source, good_token=canary) as (address, served):
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.pipeline"],
-            cwd=project,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={
-                **environment,
-                "PYTHONPATH": str(ROOT),
-                "PREFECT_HOME": str(written / "prefect"),
-                "TMPDIR": str(written / "tmp"),
-                "HF_HOME": str(home),
-                "HF_ENDPOINT": address,
-                "HF_HUB_OFFLINE": "0",
-                "HF_TOKEN": canary if login == "HF_TOKEN" else "",
-            },
-        )
-    (home / "token").unlink(missing_ok=True)
-    (written / "stdout").write_text(done.stdout)
-    (written / "stderr").write_text(done.stderr)
-    assert done.returncode == 1
-    assert canary in served.tokens
-    database = written / "prefect" / "prefect.db"
-    assert expected.encode() in b"".join(
-        path.read_bytes()
-        for path in (database, database.with_name("prefect.db-wal"))
-        if path.exists()
-    ), "the failure must have reached the database"
-    assert expected in done.stderr
+    for login, (repository, expected) in RUNS.items():
+        write_params(project / "params.yaml", repository=repository, revision=REVISION)
+        if login == "saved login":
+            (home / "token").write_text(canary)
+        with hub(source, good_token=canary) as (address, served):
+            done = run_flow(
+                written,
+                HF_ENDPOINT=address,
+                HF_TOKEN=canary if login == "HF_TOKEN" else "",
+            )
+        (home / "token").unlink(missing_ok=True)
+        (written / f"printed-{login}").write_text(done.stdout + done.stderr)
+        assert done.returncode == 1
+        assert canary in served.tokens, "the token must have been used"
+        assert expected in done.stderr
+        database = sorted((written / "prefect").glob("prefect.db*"))
+        assert expected.encode() in b"".join(path.read_bytes() for path in database)
     assert (project / ".dvc" / "tmp").is_dir()
     assert files_holding(written, canary) == []
+
+
+def run_flow(written: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the flow in `written`/project; all that it keeps elsewhere is in `written` too."""
+    inherited = {name: text for name, text in os.environ.items() if name != "PREFECT_API_URL"}
+    return subprocess.run(
+        [sys.executable, "-m", "flows.pipeline"],
+        cwd=written / "project",
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **inherited,
+            "PYTHONPATH": str(ROOT),
+            "PREFECT_HOME": str(written / "prefect"),
+            "TMPDIR": str(written / "tmp"),
+            "HF_HOME": str(written / "home"),
+            "HF_HUB_OFFLINE": "0",
+            **environment,
+        },
+    )

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stages.families.weights import read_manifest
 from stages.runtime.files import sha256_file
@@ -65,6 +66,21 @@ def test_branch_is_refused_with_the_hash_to_write(source: Path, tmp_path: Path, 
     assert len(served.requests) == 1
     assert not (tmp_path / "fetch").exists()
     assert NAMES[name] == REVISION
+
+
+def test_branch_of_another_section_is_explained_too(source: Path, tmp_path: Path) -> None:
+    """A captioner is pinned like a base model, and fetch is the first stage that runs."""
+    params = write_params(tmp_path / "params.yaml")
+    document = yaml.safe_load(params.read_text(encoding="utf-8"))
+    document["caption"] |= {"repository": "tests/whole", "revision": "v1.0"}
+    params.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    with hub(source) as (address, _):
+        done = run_fetch(tmp_path, params, HF_ENDPOINT=address)
+    assert done.returncode == 1
+    assert (
+        f"caption.revision: 'v1.0' is no commit hash of tests/whole; it stands for {REVISION} now."
+        f" Write caption.revision: {REVISION}.\n"
+    ) in done.stderr
 
 
 @pytest.mark.parametrize("repository", ["tests/absent", "tests/stuck", "no//name"])

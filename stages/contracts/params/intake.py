@@ -63,6 +63,8 @@ class FetchParams(Section):
     def _weights_have_one_source(self) -> Self:
         if self.repository and self.single_files:
             raise ValueError("repository and single_files exclude each other: set one to null")
+        if self.single_files and Path(self.single_files.converted).is_relative_to(self.folder):
+            raise ValueError("single_files.converted lies in folder, which DVC watches for changes")
         return self
 
 
