@@ -13,6 +13,7 @@ from stages.contracts.params.intake import (
     EncodeParams,
     FetchParams,
     PrepareParams,
+    SingleFilesParams,
 )
 from stages.contracts.params.lens import (
     AttributeParams,
@@ -41,6 +42,7 @@ __all__ = [
     "ReportParams",
     "SamplingParams",
     "Section",
+    "SingleFilesParams",
     "SlimParams",
     "SplitParams",
     "TrainParams",
