@@ -1,4 +1,4 @@
-"""Stages `deep` and `finish`: grow the shallow model to FLUX.1's 19 + 38 blocks and train it on.
+"""Stages `deep`, `finish` and `settle`: grow the shallow model to FLUX.1's blocks and train it on.
 
 Guidance is distilled in the same run. A part of each batch is told guidance 1 and learns the plain
 velocity; the rest is told a guidance g from 1 to the largest and learns
@@ -8,8 +8,8 @@ sigma, where the shallow model still mixes up colours, guidance is left out (arX
 
 Reads the latents, the captions and the shallow model with its text encoders; writes `grown/`, the
 model before its first step, and `transformer/`, `clip/` and `t5/`, the running averages. Stage
-`finish` starts from the output of `deep` and trains the text encoders along. Parameters: section
-`deep` or `finish`.
+`finish` starts from the output of `deep` and trains the text encoders along; `settle` starts from
+that of `finish`. Parameters: section `deep`, `finish` or `settle`.
 """
 
 import argparse
@@ -215,7 +215,7 @@ def train_deep(
 
 
 def main() -> None:
-    """Command line of the stages `deep` and `finish`."""
+    """Command line of the stages `deep`, `finish` and `settle`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--section", choices=("deep", "finish", "settle"), required=True)

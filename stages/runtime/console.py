@@ -13,17 +13,27 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stages.contracts.errors import BlocklensError
-from stages.contracts.params import load_params
+from stages.contracts.errors import BlocklensError, ParamsError
+from stages.contracts.params import Params, load_params
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _log = logging.getLogger("blocklens")
 
 
+Explain = Callable[[Path, ParamsError], ParamsError]
+"""Adds to what is wrong with a params file what only someone beyond it knows."""
+
+
 def run_stage(
-    function: Callable[..., None], *, sections: Sequence[str], paths: Sequence[str]
+    function: Callable[..., None],
+    *,
+    sections: Sequence[str],
+    paths: Sequence[str],
+    explain: Explain | None = None,
 ) -> None:
     """Call `function(*sections of params.yaml, **paths from flags)` and exit.
+
+    Params that are refused go through `explain` first, if there is one.
 
     Exit code 0 on success; 1 with one message and no traceback when the input is at fault;
     130 and 143 on Ctrl-C and SIGTERM.
@@ -36,7 +46,7 @@ def run_stage(
     arguments = vars(parser.parse_args())
     prepare_process()
     try:
-        params = load_params(arguments.pop("params"))
+        params = _load(arguments.pop("params"), explain)
         function(*(getattr(params, section) for section in sections), **arguments)
     except BlocklensError as error:
         _log.error("%s: %s", name, error)
@@ -46,10 +56,22 @@ def run_stage(
         sys.exit(130)
 
 
+def _load(path: Path, explain: Explain | None) -> Params:
+    try:
+        return load_params(path)
+    except ParamsError as error:
+        if explain is None:
+            raise
+        # Without the cause: the message is whole, and the explanation may have met a token.
+        raise explain(path, error) from None
+
+
 def prepare_process() -> None:
     """Set up logging to stderr, die with the parent, and turn SIGTERM into a clean exit."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # One line per request otherwise: httpx is Prefect's client, httpx2 huggingface_hub's.
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     if sys.platform == "linux":
         # Without it, kill -9 of dvc leaves the stage, and the GPU, running.

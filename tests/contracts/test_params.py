@@ -11,7 +11,13 @@ import pytest
 import yaml
 
 from stages.contracts.errors import ParamsError
-from stages.contracts.params import Params, Section, load_params
+from stages.contracts.params import (
+    ConceptParams,
+    Params,
+    Section,
+    SingleFilesParams,
+    load_params,
+)
 
 ROOT = Path(__file__).parents[2]
 Document = dict[str, Any]
@@ -113,6 +119,46 @@ def test_weights_that_cannot_be_kept_so_are_refused(
         load_params(written(lambda document: document["model"].update(model)))
 
 
+def test_nested_keys_have_their_own_suggestions_and_sentences(written: Writer) -> None:
+    """A key two levels down is compared with its neighbours, not with its parent's."""
+    files = {"transformr": "a", "autoencoder": "", "text_encoder": "c", "converted": "d"}
+    path = written(lambda document: document["fetch"].__setitem__("single_files", files))
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    assert "fetch.single_files.transformr: unknown key. Did you mean 'transformer'?" in message
+    assert "single_files.text_encoder_2: missing. Add it: File of T5, such as t5xxl" in message
+    assert "fetch.single_files.autoencoder: String should have at least 1 character" in message
+    assert "File of the autoencoder (VAE), such as ae.safetensors." in message
+
+
+def test_weights_have_one_source(written: Writer) -> None:
+    """With a repository and single files, nobody knows which are used."""
+    names = ("transformer", "autoencoder", "text_encoder", "text_encoder_2", "converted")
+
+    def spoil(document: Document) -> None:
+        document["fetch"] |= {
+            "repository": "owner/name",
+            "revision": "0" * 40,
+            "single_files": dict.fromkeys(names, "x"),
+        }
+
+    with pytest.raises(ParamsError, match="repository and single_files exclude each other"):
+        load_params(written(spoil))
+
+
+def test_converted_weights_lie_outside_what_is_watched(written: Writer) -> None:
+    """Or else fetch would change its own input, and run again every time."""
+    names = ("transformer", "autoencoder", "text_encoder", "text_encoder_2")
+
+    def spoil(document: Document) -> None:
+        files = dict.fromkeys(names, "x") | {"converted": "data/nano-flux/converted"}
+        document["fetch"]["single_files"] = files
+
+    with pytest.raises(ParamsError, match=r"converted lies in folder, which DVC watches"):
+        load_params(written(spoil))
+
+
 def test_a_branch_name_is_not_a_revision(written: Writer) -> None:
     """`main` today is not `main` tomorrow."""
 
@@ -134,7 +180,8 @@ def test_missing_and_unreadable_files_say_what_to_do(tmp_path: Path) -> None:
 
 def sections() -> list[type[Section]]:
     """Return the type of every section."""
-    return [field.annotation for field in Params.model_fields.values() if field.annotation]
+    top = [field.annotation for field in Params.model_fields.values() if field.annotation]
+    return [*top, ConceptParams, SingleFilesParams]
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)

@@ -58,18 +58,20 @@ class Served:
     bodies: Counter[str] = field(default_factory=Counter)
     ranges: list[tuple[str, str]] = field(default_factory=list)
     storage: str = ""
+    tokens: set[str] = field(default_factory=set)
     storage_tokens: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
-def hub(folder: Path) -> Iterator[tuple[str, Served]]:
+def hub(folder: Path, good_token: str = GOOD_TOKEN) -> Iterator[tuple[str, Served]]:
     """Yield the address of a Hub that serves `folder` as every repository, and its record."""
     served = Served()
 
     class Handler(_Handler):
         root = folder
         record = served
+        known = good_token
 
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
     hub_address, served.storage = (f"http://127.0.0.1:{s.server_address[1]}" for s in servers)
@@ -87,6 +89,7 @@ def hub(folder: Path) -> Iterator[tuple[str, Served]]:
 class _Handler(BaseHTTPRequestHandler):
     root: Path
     record: Served
+    known: str
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -120,8 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _denied(self, repository: str, revision: str, *, listing: bool) -> bool:
         """Answer as the real Hub does where something is wrong with repository or token."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.record.tokens.add(token)
         gated = repository == "tests/gated" or (repository == "tests/gated-files" and not listing)
-        if token and token not in (GOOD_TOKEN, FINE_TOKEN):
+        if token and token not in (self.known, FINE_TOKEN):
             self._refuse(401, "", "Invalid credentials in Authorization header")
         elif gated and not token:
             self._refuse(401, "GatedRepo", f"Access to model {repository} is restricted.")

@@ -17,11 +17,12 @@ from stages.contracts.params import FetchParams
 from stages.families.weights import ensure_weights, read_manifest
 from stages.fetch import fetch
 from stages.runtime.files import sha256_file
+from tests.families.single_file_sets import export_single_files, settings_only
 
 
 def params(folder: Path) -> FetchParams:
     """Return settings for a local folder."""
-    return FetchParams(folder=str(folder), repository=None, revision=None)
+    return FetchParams(folder=str(folder), repository=None, revision=None, single_files=None)
 
 
 @pytest.fixture
@@ -107,6 +108,32 @@ def test_each_kind_of_damage_is_named(
     assert not (tmp_path / "fetch").exists()
 
 
+def test_folder_of_pickles_is_refused_by_name(tmp_path: Path) -> None:
+    """No model_index.json, but checkpoints: they are named, in whatever case they are written."""
+    for name in ("flux.ckpt", "ae.pt", "t5.BIN", "notes.txt"):
+        (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(WeightsError) as caught:
+        fetch(params(tmp_path), out=tmp_path / "fetch")
+    message = str(caught.value)
+    assert "4 problems" in message
+    assert f"{tmp_path / 'model_index.json'}: missing. Set fetch.folder to" in message
+    for name in ("flux.ckpt", "ae.pt", "t5.BIN"):
+        assert (
+            f"{tmp_path / name}: pickled weights, which can run any program when they are read. "
+            "Move it away, and put a .safetensors file in its place."
+        ) in message
+
+
+def test_folder_of_single_files_is_told_how_to_go_on(tmp_path: Path) -> None:
+    """Weights as ComfyUI keeps them have a place in params.yaml."""
+    (tmp_path / "flux1-dev.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError) as caught:
+        fetch(params(tmp_path), out=tmp_path / "fetch")
+    assert "Name single files (flux1-dev.safetensors) under fetch.single_files, see docs/" in str(
+        caught.value
+    )
+
+
 def test_all_damage_is_said_at_once(model: Path, tmp_path: Path) -> None:
     """A download of hours is repeated once, not once per file."""
     (model / "vae" / "config.json").unlink()
@@ -131,6 +158,24 @@ def test_another_family_is_refused(model: Path, tmp_path: Path) -> None:
     (model / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsError, match="is for StableDiffusionPipeline, not for FluxPipeline"):
         fetch(params(model), out=tmp_path / "fetch")
+
+
+def test_single_files_are_a_base_model_like_any_other(nano_flux: Path, tmp_path: Path) -> None:
+    """The manifest names the converted folder, and what it holds is what came in."""
+    files = export_single_files(nano_flux, tmp_path / "files")
+    settings = settings_only(nano_flux, tmp_path / "settings")
+    given = params(settings).model_copy(update={"single_files": files})
+    for name in ("one", "two"):
+        fetch(given, out=tmp_path / name)
+    fetch(params(nano_flux), out=tmp_path / "whole")
+    one, two, whole = (tmp_path / name / "manifest.json" for name in ("one", "two", "whole"))
+    assert one.read_bytes() == two.read_bytes()
+    manifest = read_manifest(one)
+    assert manifest.folder is not None
+    assert Path(manifest.folder).parent == Path(files.converted)
+    assert ensure_weights(one) == Path(manifest.folder)
+    names = [file.path for file in manifest.files]
+    assert names == [file.path for file in read_manifest(whole).files]
 
 
 def test_command_line_fails_with_one_message(model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from stages.contracts.params.intake import (
     EncodeParams,
     FetchParams,
     PrepareParams,
+    SingleFilesParams,
 )
 from stages.contracts.params.lens import (
     AttributeParams,
@@ -42,6 +43,7 @@ __all__ = [
     "ReportParams",
     "SamplingParams",
     "Section",
+    "SingleFilesParams",
     "SlimParams",
     "SplitParams",
     "TrainParams",

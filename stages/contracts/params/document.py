@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
@@ -148,24 +149,34 @@ def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
     return line
 
 
-def _section(keys: tuple[int | str, ...]) -> type[BaseModel] | None:
-    field = Params.model_fields.get(str(keys[0])) if keys else None
-    annotation = field.annotation if field else None
-    return (
-        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    )
+def _section(keys: Sequence[str]) -> type[BaseModel] | None:
+    """Return the section that the last of `keys` stands in, also where sections are nested."""
+    section: type[BaseModel] = Params
+    for key in keys[:-1]:
+        field = section.model_fields.get(key)
+        nested = _models(field.annotation) if field else []
+        if not nested:
+            return None
+        section = nested[0]
+    return section
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _description(keys: tuple[int | str, ...]) -> str:
-    section = _section(keys)
-    if section is None or len(keys) < 2:
-        return "See presets/ for a complete file."
-    field = section.model_fields.get(str(keys[1]))
+    names = [key for key in keys if isinstance(key, str)]
+    section = _section(names)
+    field = section.model_fields.get(names[-1]) if section and len(names) > 1 else None
     return (field.description if field else None) or "See presets/ for a complete file."
 
 
 def _suggestion(keys: tuple[int | str, ...]) -> str:
-    section = Params if len(keys) == 1 else _section(keys)
+    names = [key for key in keys if isinstance(key, str)]
+    section = _section(names)
     known = sorted(section.model_fields) if section else []
-    close = get_close_matches(str(keys[-1]), known, n=1)
+    close = get_close_matches(names[-1], known, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(known)}."

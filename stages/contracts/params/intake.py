@@ -24,6 +24,19 @@ _FLORENCE_TASKS: Final = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAP
 _UNASKED: Final = frozenset({"sidecar", "template", "blip", "wd14"})
 
 
+class SingleFilesParams(Section):
+    """A base model as ComfyUI keeps it: one .safetensors file for each part."""
+
+    transformer: Text = Field(description="File of the transformer, such as flux1-dev.safetensors.")
+    autoencoder: Text = Field(description="File of the autoencoder (VAE), such as ae.safetensors.")
+    text_encoder: Text = Field(description="File of CLIP-L, such as clip_l.safetensors.")
+    text_encoder_2: Text = Field(description="File of T5, such as t5xxl_fp16.safetensors.")
+    converted: Text = Field(
+        description="Folder for the copy that is made of them once, such as .blocklens/weights; "
+        "it needs as much space again."
+    )
+
+
 class FetchParams(Section):
     """Where the base weights come from."""
 
@@ -36,10 +49,22 @@ class FetchParams(Section):
     revision: CommitHash | None = Field(
         description="Commit hash of the repository (40 hexadecimal digits); branches move."
     )
+    single_files: SingleFilesParams | None = Field(
+        description="Weights as single files, or null; `folder` then has only the configs and "
+        "tokenizers."
+    )
 
     @model_validator(mode="after")
     def _repository_is_pinned(self) -> Self:
         check_pinned(self.repository, self.revision)
+        return self
+
+    @model_validator(mode="after")
+    def _weights_have_one_source(self) -> Self:
+        if self.repository and self.single_files:
+            raise ValueError("repository and single_files exclude each other: set one to null")
+        if self.single_files and Path(self.single_files.converted).is_relative_to(self.folder):
+            raise ValueError("single_files.converted lies in folder, which DVC watches for changes")
         return self
 
 
