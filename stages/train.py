@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,7 @@ from stages.training.targets import plan_lora
 from stages.training.verdict import Verdict, diagnosis_table, judge, score_table
 
 _HALF_RANGE = 127.5  # 0-255 becomes -1..1
+_LAST_STEPS: Final = 50
 _log = logging.getLogger(__name__)
 
 
@@ -172,15 +174,28 @@ def _announce(
         for (rank, alpha), modules in counts.items()
     ]
     _log.info("LoRA of %s: %s parameters", "; ".join(kinds), f"{parameters:,}")
+    own_share = 1 - params.regularisation_share if data.regularisation else 1
     _log.info(
         "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",
         params.steps,
         params.batch,
         len(data.training),
         data.size_px,
-        params.steps * params.batch / len(data.training),
+        params.steps * params.batch * own_share / len(data.training),
         len(data.validation),
     )
+    if data.regularisation:
+        _log.info(
+            "%d regularisation pictures, %g %% of the samples, weight %g",
+            len(data.regularisation),
+            100 * params.regularisation_share,
+            params.regularisation_weight,
+        )
+    masked = sum(picture.latents.mask is not None for picture in data.training)
+    if params.masked_loss:
+        _log.info("loss weighed by the masks of %d pictures; the others count wholly", masked)
+    elif masked:
+        _log.info("%d pictures have masks, which train.masked_loss: false leaves aside", masked)
 
 
 def _base_name(weights: Path) -> str:
@@ -234,6 +249,7 @@ def _publish_verdict(work: Path, journal: Journal, run: Run, verdict: Verdict) -
         "selected_step": choice.step,
         "selected_because": choice.reason,
         "findings": "; ".join(finding.name for finding in verdict.findings),
+        **_last_losses(journal),
         "trainable_parameters": _count_parameters(run.transformer),
         "adapter_bytes": adapter.stat().st_size,
     }
@@ -254,6 +270,17 @@ def _sheet_rows(journal: Journal, verdict: Verdict) -> list[CheckpointRow]:
         )
         for score, drawn in zip(verdict.scores, verdict.drawn, strict=True)
     ]
+
+
+def _last_losses(journal: Journal) -> dict[str, float]:
+    """Return the mean losses of what is to stay as it is, over the last steps that measured any."""
+    found = {}
+    for name in ("regularisation_loss", "preservation_loss"):
+        losses = [loss for row in journal.history if (loss := getattr(row, name)) is not None]
+        if losses:
+            last = losses[-_LAST_STEPS:]
+            found[name] = rounded(sum(last) / len(last))
+    return found
 
 
 def _history(journal: Journal) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,28 @@ def sampling_sigmas(folder: Path, steps: int, size_px: int) -> torch.Tensor:
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
     sigmas: torch.Tensor = scheduler.sigmas
     return sigmas
+
+
+@torch.no_grad()
+def denoise(
+    transformer: FluxTransformer2DModel,
+    packed: torch.Tensor,
+    sigmas: torch.Tensor,
+    text: TextBatch,
+    guidance: float,
+) -> torch.Tensor:
+    """Return the finished tokens [B, N, 4C] that noise `packed` [B, N, 4C] becomes.
+
+    Args:
+        transformer: the model whose velocity is followed.
+        packed: noise, in the transformer's dtype and on its device.
+        sigmas: noise levels [steps + 1] from near 1 down to 0.
+        text: B prompts, on the transformer's device.
+        guidance: value for the guidance embedding.
+    """
+    for sigma, following in pairwise(sigmas):
+        levels = sigma.expand(len(packed))
+        velocity = predict_velocity(transformer, packed, levels, text, guidance)
+        # Each step is taken in float32 and rounded to the model's dtype, as the scheduler does.
+        packed = (packed.float() + (following - sigma) * velocity).to(velocity.dtype)
+    return packed

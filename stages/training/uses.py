@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stages.contracts.params import TrainParams
-from stages.training.batches import draw_sample, samples_of_step
+from stages.training.batches import draw_step, picture_of, step_samples
 from stages.training.encoded import Encoded
-from stages.training.noise_levels import NoiseLevels
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,8 @@ class Use:
 
 def uses_of_step(data: Encoded, params: TrainParams, step: int) -> tuple[Use, ...]:
     """Return what the step (the first is 1) was made of, in all processes together."""
-    repeats = [picture.repeats for picture in data.training]
-    uses = []
-    for sample in samples_of_step(step, params.batch, repeats, params.seed):
-        picture = data.training[sample.picture]
-        draw = draw_sample(
-            picture,
-            data.empty,
-            sample.use,
-            params.seed,
-            levels=NoiseLevels.from_params(params),
-            dropout=params.caption_dropout,
-        )
-        uses.append(Use(picture.name, draw.sigma))
-    return tuple(uses)
+    samples = step_samples(data, params, step)
+    return tuple(
+        Use(picture_of(data, sample).name, draw.sigma)
+        for sample, draw in zip(samples, draw_step(data, params, samples), strict=True)
+    )

@@ -83,6 +83,28 @@ class TrainParams(Section):
         "null leaves the embedder out (Flex.1-alpha). Models without one ignore it."
     )
     caption_dropout: Fraction = Field(description="Share of samples trained on the empty caption.")
+    masked_loss: bool = Field(
+        description="Weigh the loss by the transparency of pictures that have any."
+    )
+    mask_floor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        description="Weight of a wholly transparent place, where an opaque one has 1, under "
+        "masked_loss."
+    )
+    regularisation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        description="Share of the samples that are regularisation or class pictures, where there "
+        "are any."
+    )
+    regularisation_weight: Annotated[float, Field(ge=0.0)] = Field(
+        description="Weight of such a sample in the loss, where another one has 1."
+    )
+    output_preservation: Annotated[float, Field(ge=0.0)] = Field(
+        description="Weight of the difference between the model with and without the adapter on "
+        "captions without the trigger; 0: not computed."
+    )
+    output_preservation_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        description="Share of the samples on which that difference is measured; each costs two "
+        "more forward passes and a backward one."
+    )
     gradient_checkpointing: bool = Field(description="Trade time for memory in the backward pass.")
     seed: Seed = Field(description="Decides the adapter's start and every draw of the run.")
     validation_every: Positive = Field(description="Steps between two validations.")
