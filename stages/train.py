@@ -18,7 +18,8 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
+from stages.adapters.training_adapter import TrainingAdapter
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import DIAGNOSIS, HISTORY, SCORES, write_table
@@ -56,6 +58,7 @@ from stages.training.scoring import Painter, score_notes
 from stages.training.selection import checkpoint_steps, require_selectable
 from stages.training.state import Journal, clear_state
 from stages.training.targets import plan_lora
+from stages.training.training_adapter import open_training_adapter
 from stages.training.verdict import Verdict, diagnosis_table, judge, score_table
 
 _HALF_RANGE = 127.5  # 0-255 becomes -1..1
@@ -75,6 +78,7 @@ def train(
     """Write the adapter, its checkpoints, samples, history and metrics into `out`.
 
     Raises:
+        AdapterError: the training adapter cannot be read, or does not fit the base model.
         DatasetError: the encoded pictures are broken or do not fit the base model.
         HardwareError: a package or GPU that `model` asks for is missing.
         ParamsError: the blocks to train are not those of the base model.
@@ -110,13 +114,18 @@ def _prepare(
     _require_fit(encoded, data, architecture)
     plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
+    distilled: Callable[[], AbstractContextManager[None]] = nullcontext
+    if params.training_adapter is not None:
+        helper = TrainingAdapter(transformer, open_training_adapter(params.training_adapter))
+        distilled = helper.off
+        _log.info("training adapter %s: off in sample pictures", params.training_adapter.file)
     add_shaped_lora(transformer, plan, params.seed)
     shorten_lora_forward(transformer)
     if params.gradient_checkpointing:
         checkpoint_blocks(transformer)
     _announce(params, data, plan, _count_parameters(transformer))
     origin = Origin(_base_name(weights), architecture, data)
-    painter = _painter(folder, transformer, data, sampling, params.sample_seed)
+    painter = _painter(folder, transformer, data, sampling, params.sample_seed, distilled)
     run = Run(
         transformer,
         data,
@@ -134,17 +143,24 @@ def _painter(
     data: Encoded,
     sampling: SamplingParams,
     seed: int,
+    distilled: Callable[[], AbstractContextManager[None]],
 ) -> Painter:
-    """Return what draws one picture per prompt, with the adapter as it is, all of one seed."""
+    """Return what draws one picture per prompt, with the adapter as it is, all of one seed.
+
+    `distilled` is a context in which the base is as it will be used, without a training adapter.
+    """
     texts = {one.prompt: one.text for one in (*data.samples, *data.plain)}
     generator = make_generator(folder, transformer, texts, sampling)
 
     def draws(prompts: Sequence[Prompt]) -> Callable[[], Pictures]:
-        if not prompts:
-            return tuple
         jobs = [Job(one.prompt, seed) for one in prompts]
-        few = sampling.model_copy(update={"batch": min(sampling.batch, len(jobs))})
-        return lambda: (picture for _, picture in generate(generator, jobs, few))
+        few = sampling.model_copy(update={"batch": max(1, min(sampling.batch, len(jobs)))})
+
+        def draw() -> Iterator[npt.NDArray[np.uint8]]:
+            with distilled():
+                yield from (picture for _, picture in generate(generator, jobs, few))
+
+        return draw
 
     def encoded(picture: npt.NDArray[np.uint8]) -> torch.Tensor:
         pixels = torch.from_numpy(picture.copy()).float().permute(2, 0, 1)[None] / _HALF_RANGE - 1
