@@ -59,6 +59,7 @@ def adapter_metadata(
         "ss_mixed_precision": "bf16" if model.precision == "bfloat16" else "no",
         "ss_network_args": json.dumps(_network_args(params), sort_keys=True),
         "ss_network_module": "peft.tuners.lora",
+        "ss_num_reg_images": str(len(origin.data.regularisation)),
         "ss_num_train_images": str(len(origin.data.training)),
         "ss_output_name": "adapter",
         "ss_resolution": f"({side}, {side})",
