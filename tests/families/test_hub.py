@@ -59,7 +59,7 @@ SLOW_ASKS = {  # each in a process of its own
 }
 GATED = (
     "gated, and there is no token. Accept the licence at https://huggingface.co/{0} and set "
-    "HF_TOKEN or run `hf auth login`; ostris/Flex.1-alpha needs no token."
+    "HF_TOKEN or run `hf auth login`; ostris/Flex.1-alpha (Apache-2.0) needs no token."
 )
 LICENCE = (
     "the licence is not accepted for the account of this token. Accept it at "

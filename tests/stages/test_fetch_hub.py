@@ -146,5 +146,5 @@ def test_gated_repository_without_token_suggests_an_open_one(source: Path, tmp_p
         "fetch: tests/gated cannot be downloaded (1 problem):",
         "  - tests/gated: gated, and there is no token. Accept the licence at "
         "https://huggingface.co/tests/gated and set HF_TOKEN or run `hf auth login`; "
-        "ostris/Flex.1-alpha needs no token.",
+        "ostris/Flex.1-alpha (Apache-2.0) needs no token.",
     ]
