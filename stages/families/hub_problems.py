@@ -130,7 +130,8 @@ def _access_problem(error: HfHubHTTPError, repository: str, page: str) -> Proble
     if isinstance(error, GatedRepoError):
         if not logged_in:
             what = "gated, and there is no token"
-            remedy = f"Accept the licence at {page} and {_LOG_IN}; {UNGATED} (Apache-2.0) needs no token."
+            instead = f"{UNGATED} (Apache-2.0) needs no token."
+            remedy = f"Accept the licence at {page} and {_LOG_IN}; {instead}"
             return Problem(repository, what, remedy)
         if status == _FORBIDDEN:
             what = "the licence is not accepted for the account of this token"
