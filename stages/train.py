@@ -16,20 +16,26 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from diffusers import FluxTransformer2DModel
 
-from stages.adapters.attach import add_lora, lora_parameters
+from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
+from stages.adapters.training_adapter import TrainingAdapter
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import HISTORY, write_table
-from stages.families.architecture import Architecture, lora_modules, read_architecture
+from stages.families.architecture import Architecture, read_architecture
 from stages.families.loading import checkpoint_blocks, load_transformer
 from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
@@ -46,7 +52,10 @@ from stages.training.lora_forward import shorten_lora_forward
 from stages.training.metadata import Origin, adapter_metadata
 from stages.training.selection import choose_checkpoint
 from stages.training.state import Journal, clear_state
+from stages.training.targets import plan_lora
+from stages.training.training_adapter import open_training_adapter
 
+_LAST_STEPS: Final = 50
 _log = logging.getLogger(__name__)
 
 
@@ -62,8 +71,10 @@ def train(
     """Write the adapter, its checkpoints, samples, history and metrics into `out`.
 
     Raises:
+        AdapterError: the training adapter cannot be read, or does not fit the base model.
         DatasetError: the encoded pictures are broken or do not fit the base model.
         HardwareError: a package or GPU that `model` asks for is missing.
+        ParamsError: the blocks to train are not those of the base model.
         TrainingError: a loss or gradient is not finite.
     """
     device = configure_torch()
@@ -91,20 +102,25 @@ def _prepare(
     architecture = read_architecture(folder)
     data = read_encoded(encoded)
     _require_fit(encoded, data, architecture)
+    plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
-    modules = lora_modules(architecture, params.targets)
-    add_lora(transformer, modules, params.rank, params.alpha, params.seed)
+    distilled: Callable[[], AbstractContextManager[None]] = nullcontext
+    if params.training_adapter is not None:
+        helper = TrainingAdapter(transformer, open_training_adapter(params.training_adapter))
+        distilled = helper.off
+        _log.info("training adapter %s: off in sample pictures", params.training_adapter.file)
+    add_shaped_lora(transformer, plan, params.seed)
     shorten_lora_forward(transformer)
     if params.gradient_checkpointing:
         checkpoint_blocks(transformer)
-    _announce(params, data, len(modules), _count_parameters(transformer))
+    _announce(params, data, plan, _count_parameters(transformer))
     origin = Origin(_base_name(weights), architecture, data)
     run = Run(
         transformer,
         data,
         params,
         describe=partial(adapter_metadata, origin, params, model),
-        draw_samples=_sampler(folder, transformer, data, sampling, params.sample_seed),
+        draw_samples=_sampler(folder, transformer, data, sampling, params.sample_seed, distilled),
     )
     sections = {"train": params, "model": model, "sampling": sampling}
     return run, _state_folder(sections, weights, encoded)
@@ -116,15 +132,24 @@ def _sampler(
     data: Encoded,
     sampling: SamplingParams,
     seed: int,
+    distilled: Callable[[], AbstractContextManager[None]],
 ) -> Callable[[], Pictures]:
-    """Return a function that draws one picture per sample prompt with the adapter as it is."""
+    """Return a function that draws one picture per sample prompt with the adapter as it is.
+
+    `distilled` is a context in which the base is as it will be used, without a training adapter.
+    """
     if not data.samples:
         return tuple
     texts = {sample.prompt: sample.text for sample in data.samples}
     jobs = [Job(sample.prompt, seed) for sample in data.samples]
     few = sampling.model_copy(update={"batch": min(sampling.batch, len(jobs))})
     generator = make_generator(folder, transformer, texts, few)
-    return lambda: (picture for _, picture in generate(generator, jobs, few))
+
+    def draw() -> Iterator[npt.NDArray[np.uint8]]:
+        with distilled():
+            yield from (picture for _, picture in generate(generator, jobs, few))
+
+    return draw
 
 
 def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> None:
@@ -139,23 +164,37 @@ def _count_parameters(transformer: FluxTransformer2DModel) -> int:
     return sum(matrix.numel() for matrix in lora_parameters(transformer).values())
 
 
-def _announce(params: TrainParams, data: Encoded, modules: int, parameters: int) -> None:
-    _log.info(
-        "LoRA of rank %d, alpha %g on %d modules: %s parameters",
-        params.rank,
-        params.alpha,
-        modules,
-        f"{parameters:,}",
-    )
+def _announce(
+    params: TrainParams, data: Encoded, plan: Mapping[str, LoraShape], parameters: int
+) -> None:
+    counts = Counter((lora.rank, lora.alpha) for lora in plan.values())
+    kinds = [
+        f"rank {rank}, alpha {alpha:g} on {modules} modules"
+        for (rank, alpha), modules in counts.items()
+    ]
+    _log.info("LoRA of %s: %s parameters", "; ".join(kinds), f"{parameters:,}")
+    own_share = 1 - params.regularisation_share if data.regularisation else 1
     _log.info(
         "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",
         params.steps,
         params.batch,
         len(data.training),
         data.size_px,
-        params.steps * params.batch / len(data.training),
+        params.steps * params.batch * own_share / len(data.training),
         len(data.validation),
     )
+    if data.regularisation:
+        _log.info(
+            "%d regularisation pictures, %g %% of the samples, weight %g",
+            len(data.regularisation),
+            100 * params.regularisation_share,
+            params.regularisation_weight,
+        )
+    masked = sum(picture.latents.mask is not None for picture in data.training)
+    if params.masked_loss:
+        _log.info("loss weighed by the masks of %d pictures; the others count wholly", masked)
+    elif masked:
+        _log.info("%d pictures have masks, which train.masked_loss: false leaves aside", masked)
 
 
 def _base_name(weights: Path) -> str:
@@ -199,6 +238,7 @@ def _publish(work: Path, state: Path, journal: Journal, run: Run) -> None:
         "validation_loss": rounded(choice.validation_loss),
         "improvement": rounded(choice.improvement),
         "selected_step": choice.step,
+        **_last_losses(journal),
         "trainable_parameters": _count_parameters(run.transformer),
         "adapter_bytes": adapter.stat().st_size,
     }
@@ -209,6 +249,17 @@ def _publish(work: Path, state: Path, journal: Journal, run: Run) -> None:
         params.steps,
         100 * choice.improvement,
     )
+
+
+def _last_losses(journal: Journal) -> dict[str, float]:
+    """Return the mean losses of what is to stay as it is, over the last steps that measured any."""
+    found = {}
+    for name in ("regularisation_loss", "preservation_loss"):
+        losses = [loss for row in journal.history if (loss := getattr(row, name)) is not None]
+        if losses:
+            last = losses[-_LAST_STEPS:]
+            found[name] = rounded(sum(last) / len(last))
+    return found
 
 
 def _history(journal: Journal) -> pd.DataFrame:

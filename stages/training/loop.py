@@ -166,6 +166,10 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
     measures = _validate(run) if last or step % params.validation_every == 0 else None
     losses = {"validation_loss": None} if measures is None else asdict(measures)
     journal.step = step
+    losses |= {
+        "regularisation_loss": result.regularisation_loss,
+        "preservation_loss": result.preservation_loss,
+    }
     journal.history.append(
         Row(step, result.loss, result.gradient_norm, result.learning_rate, **losses)
     )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from stages.contracts.params import TrainParams
+from stages.training.parameter_groups import parameter_groups, set_group_rates
 
 _SEPARATOR: Final = "|"  # occurs in no parameter name
 
@@ -18,7 +19,7 @@ def build_optimiser(
 ) -> torch.optim.Optimizer:
     """Return AdamW (arXiv 1711.05101) with torch's own betas and epsilon, in one fused kernel."""
     return torch.optim.AdamW(
-        list(parameters.values()),
+        parameter_groups(parameters, params),
         lr=params.learning_rate,
         weight_decay=params.weight_decay,
         fused=True,
@@ -33,9 +34,11 @@ def learning_rate(step: int, params: TrainParams) -> float:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give all of the optimiser's parameters the rate of the step to come."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+    """Give all of the optimiser's parameters the rate of the step to come.
+
+    Blocks with a rate of their own have the same multiple of it at every step.
+    """
+    set_group_rates(optimiser, rate)
 
 
 def optimiser_tensors(

@@ -34,7 +34,8 @@ _log = logging.getLogger(__name__)
 class Row:
     """One row of the history: step 0 is the base model; None is not measured.
 
-    The losses at fixed points are those of `validation.Measures`.
+    The losses at fixed points are those of `validation.Measures`; the last two are those of
+    `step.StepResult`.
     """
 
     step: int
@@ -46,6 +47,8 @@ class Row:
     validation_loss_middle: float | None = None
     validation_loss_high: float | None = None
     probe_loss: float | None = None
+    regularisation_loss: float | None = None
+    preservation_loss: float | None = None
 
 
 @dataclass

@@ -12,11 +12,13 @@ from torch import nn
 
 from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
-from stages.training.batches import Draw, draw_sample, samples_of_step
+from stages.training.batches import Draw, draw_step, picture_of, step_samples
 from stages.training.distribution import add_gradients, gathered, total, world
 from stages.training.encoded import Encoded
+from stages.training.noise_levels import loss_weights
 from stages.training.objective import assemble, flow_losses
 from stages.training.optimiser import learning_rate, set_learning_rate
+from stages.training.preservation import preservation_losses
 
 _REMEDY = (
     "Lower train.learning_rate or train.gradient_clip, and look at the picture named; "
@@ -35,11 +37,18 @@ class Trainee:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss and gradient norm before the update and before clipping, and the rate applied."""
+    """Loss and gradient norm before the update and before clipping, and the rate applied.
+
+    `loss` is the mean over the step's samples with their weights; `regularisation_loss` that of the
+    regularisation ones without, `preservation_loss` that of output preservation without its weight;
+    None where there were no such samples.
+    """
 
     loss: float
     gradient_norm: float
     learning_rate: float
+    regularisation_loss: float | None = None
+    preservation_loss: float | None = None
 
 
 def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -> StepResult:
@@ -48,10 +57,14 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
     Raises:
         TrainingError: the loss or its gradient is not finite; the adapter is left as it was.
     """
-    names, draws = _draw_batch(data, params, step)
+    samples = world().share(step_samples(data, params, step))
+    names = [picture_of(data, sample).name for sample in samples]
+    draws = draw_step(data, params, samples)
     transformer = trainee.transformer
     trainee.optimiser.zero_grad(set_to_none=True)
     loss = 0.0
+    left_alone: list[float] = []
+    kept: list[float] = []
     problems: list[Problem] = []
     for members in _of_one_shape(draws):
         batch = assemble([draws[m] for m in members], transformer.device, transformer.dtype)
@@ -61,9 +74,23 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
         # Gradients add up: the whole is that of the mean over the step's samples, those of other
         # processes too.
         weights = torch.tensor([draws[m].weight for m in members], device=losses.device)
+        weights = weights * loss_weights(batch.sigmas, params)
         part = (losses * weights).mean() * (len(members) / params.batch)
         torch.autograd.backward([part])
         loss += part.item()
+        left_alone += [
+            value
+            for m, value in zip(members, losses.tolist(), strict=True)
+            if samples[m].regularisation
+        ]
+        if params.output_preservation:
+            differences = preservation_losses(
+                transformer, batch, [draws[m] for m in members], params.guidance
+            )
+            if len(differences):
+                part = params.output_preservation * differences.sum() / params.batch
+                torch.autograd.backward([part])
+                kept += differences.tolist()
     loss = total(loss)
     _require_none(problems, step)
     add_gradients(trainee.parameters)
@@ -73,27 +100,19 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
     rate = learning_rate(step, params)
     set_learning_rate(trainee.optimiser, rate)
     trainee.optimiser.step()
-    return StepResult(loss, norm, rate)
-
-
-def _draw_batch(
-    data: Encoded, params: TrainParams, step: int
-) -> tuple[tuple[str, ...], tuple[Draw, ...]]:
-    """Return the names and draws of this process's share of a step's pictures."""
-    repeats = [picture.repeats for picture in data.training]
-    samples = world().share(samples_of_step(step, params.batch, repeats, params.seed))
-    draws = tuple(
-        draw_sample(
-            data.training[sample.picture],
-            data.empty,
-            sample.use,
-            params.seed,
-            timesteps=params.timesteps,
-            dropout=params.caption_dropout,
-        )
-        for sample in samples
+    return StepResult(
+        loss,
+        norm,
+        rate,
+        regularisation_loss=_mean_of_all(left_alone) if data.regularisation else None,
+        preservation_loss=_mean_of_all(kept) if params.output_preservation else None,
     )
-    return tuple(data.training[sample.picture].name for sample in samples), draws
+
+
+def _mean_of_all(values: Sequence[float]) -> float | None:
+    """Return the mean over the values of all processes, None if there are none."""
+    count = total(len(values))
+    return total(sum(values)) / count if count else None
 
 
 def _of_one_shape(draws: Sequence[Draw]) -> list[list[int]]:
