@@ -123,7 +123,7 @@ class Storages(TorchDispatchMode):
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
-        types: Any,  # noqa: ARG002
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -288,7 +288,7 @@ def _with_lora(config: Mapping[str, Any], step: Step) -> FluxTransformer2DModel:
 def step_of(params: Params) -> Step:
     """Return the step that a params file asks for."""
     return Step(
-        size_px=params.encode.size_px,
+        size_px=max(params.encode.sizes_px),
         batch=params.train.batch,
         text_tokens=params.model.text_tokens,
         rank=params.train.rank,

@@ -47,7 +47,7 @@ MAX_NORM: Final = 1.0
 
 def pixels_and_captions(params: Params) -> tuple[torch.Tensor, list[str]]:
     """Return random pictures [8, 3, H, W] in [-1, 1] and a caption for each."""
-    side = params.encode.size_px
+    side = params.encode.sizes_px[0]
     pixels = keyed_normal([PICTURES, 3, side, side], "pixels").clamp(-1, 1)
     return pixels, [f"tok, picture number {index}" for index in range(PICTURES)]
 
@@ -80,7 +80,7 @@ def encoded(params: Params) -> Encoded:
         picture(name, Latents(mean[index], std[index]), texts[index])
         for index, name in enumerate(captions)
     )
-    return Encoded(pictures, pictures[:1], empty, samples=(), sha256="0" * 64)
+    return Encoded(pictures, pictures[:1], empty, samples=(), plain=(), sha256="0" * 64)
 
 
 def picture(name: str, latents: Latents, text: Any) -> Picture:
@@ -99,7 +99,7 @@ def plain_step(params: Params, *, cached: bool) -> Callable[[int], float]:
     optimiser = torch.optim.AdamW(matrices, lr=train.learning_rate, weight_decay=train.weight_decay)
     pixels, captions = pixels_and_captions(params)
     generator = torch.Generator().manual_seed(train.seed)
-    side = params.encode.size_px // 16
+    side = params.encode.sizes_px[0] // 16
 
     @torch.no_grad()
     def inputs(chosen: list[int]) -> tuple[torch.Tensor, ...]:
@@ -184,7 +184,7 @@ def main() -> None:
     }
     sys.stdout.write(table(seconds(arguments.steps, takers)))
     sys.stdout.write(
-        f"\nbatch {params.train.batch}, rank {params.train.rank}, {params.encode.size_px} px, "
+        f"\nbatch {params.train.batch}, rank {params.train.rank}, {params.encode.sizes_px[0]} px, "
         f"float32, {torch.get_num_threads()} threads, median of {arguments.steps} steps\n"
     )
 

@@ -19,7 +19,7 @@ def params() -> Params:
     return whole.model_copy(
         update={
             "train": whole.train.model_copy(update={"batch": 2, "warmup_steps": 0}),
-            "encode": whole.encode.model_copy(update={"size_px": 64}),
+            "encode": whole.encode.model_copy(update={"sizes_px": [64]}),
         }
     )
 
