@@ -148,14 +148,18 @@ def _diverged(_: Evidence, series: Series) -> Finding | None:
 def _plateaued(_: Evidence, series: Series) -> Finding | None:
     if not _is_plateau(series):
         return None
-    step = series.steps[_settled_at(series)]
     numbers = {"fall": _fall(series.fitted), "second_half": _late_gain(series, 0.5)}
-    words = (
-        f"The loss fell by {_percent(numbers['fall'])} and stopped: the second half of the run "
-        f"brought {_percent(numbers['second_half'])} of that. It settled at step {step}."
-    )
+    words = f"The loss fell by {_percent(numbers['fall'])} of the base model's"
+    if numbers["fall"] < FLAT_FALL:
+        words += ": it never got going."
+    else:
+        step = series.steps[_settled_at(series)]
+        words += (
+            f", {_percent(numbers['second_half'])} of that in the second half of the run: it "
+            f"settled at step {step}."
+        )
     advice = (
-        "Raise train.learning_rate two- to fivefold; if the pictures are right, take less steps."
+        "Raise train.learning_rate two- to fivefold; if the pictures are right, take fewer steps."
     )
     return Finding("loss plateaued early", words, advice, numbers)
 
@@ -226,7 +230,7 @@ def _overfits(_: Evidence, series: Series) -> Finding | None:
     words = f"Validation loss was lowest at step {step} and ended {_percent(rise - 1)} above that"
     if series.probe is not None:
         words += f"; training pictures gained {_percent(gap)} of the base's loss more than others"
-    advice = "Take less steps or a lower rank, add pictures, or raise train.caption_dropout."
+    advice = "Take fewer steps or a lower rank, add pictures, or raise train.caption_dropout."
     return Finding("over-fitting", f"{words}.", advice, numbers)
 
 
@@ -236,8 +240,10 @@ def _underfits(evidence: Evidence, series: Series) -> Finding | None:
     if fall >= SMALL_FALL and (not falling or _overfits(evidence, series)):
         return None
     words = f"The loss fell by {_percent(fall)} of the base model's"
-    words += f", {_percent(late)} of that in the last quarter: it was still falling." * falling
-    words += "." * (not falling)
+    if fall < SMALL_FALL:
+        words += ": next to nothing was learnt."
+    else:
+        words += f", {_percent(late)} of that in the last quarter: it was still falling."
     advice = "Take more steps, raise train.learning_rate, or train.rank."
     return Finding("under-fitting", words, advice, {"fall": fall, "last_quarter": late})
 
@@ -266,7 +272,7 @@ def _bleeds(evidence: Evidence, _: Series) -> Finding | None:
         f"Pictures without the trigger moved {_percent(score.bleed)} as far from the base model's "
         "as those with it."
     )
-    advice = "Add regularisation pictures, take less steps, or a lower rank."
+    advice = "Add regularisation pictures, take fewer steps, or a lower rank."
     numbers = {"bleed": score.bleed, "plain_mse": score.plain_mse}
     return Finding("bleeding", words, advice, numbers)
 
@@ -279,7 +285,7 @@ def _memorised(evidence: Evidence, _: Series) -> Finding | None:
         f"A sample picture is {nearest:.2f} times as far from a training picture as training "
         "pictures are from each other: it is a copy."
     )
-    advice = "Take an earlier checkpoint, less steps or a lower rank; add pictures."
+    advice = "Take an earlier checkpoint, fewer steps or a lower rank; add pictures."
     return Finding("memorised", words, advice, {"nearest_training": nearest})
 
 
