@@ -167,14 +167,12 @@ def _plateaued(_: Evidence, series: Series) -> Finding | None:
 def _oscillates(_: Evidence, series: Series) -> Finding | None:
     if len(series.steps) <= FEWEST_VALIDATIONS:
         return None
-    base, losses = series.fitted[0], series.fitted
-    rises = [after - before for before, after in pairwise(losses)]
-    rises = [rise for rise in rises if rise > SMALLEST_RISE * base]
-    share = sum(rises) / (max(losses) - min(losses)) if rises else 0.0
+    rises = _rises(series.fitted)
+    share = sum(rises) / (max(series.fitted) - min(series.fitted)) if rises else 0.0
     if len(rises) < 2 or share < RISES:
         return None
     words = (
-        f"The loss at fixed points rose {len(rises)} times between two validations, in all by "
+        f"The loss at fixed points went up {len(rises)} times and down again, in all by "
         f"{_percent(share)} of its whole range."
     )
     advice = "Lower train.learning_rate to a half or a third, or raise train.batch."
@@ -333,6 +331,19 @@ def _settled_at(series: Series) -> int:
 def _fall(losses: Sequence[float]) -> float:
     """Return how far the lowest loss is below the first, as a part of it."""
     return 1 - min(losses) / losses[0]
+
+
+def _rises(losses: Sequence[float]) -> list[float]:
+    """Return how far the loss rose each time, from a valley to the next peak."""
+    rises: list[float] = []
+    climbing = False
+    for before, after in pairwise(losses):
+        if after - before <= SMALLEST_RISE * losses[0]:
+            climbing = False
+            continue
+        rises = [*rises[:-1], rises[-1] + after - before] if climbing else [*rises, after - before]
+        climbing = True
+    return rises
 
 
 def _late_gain(series: Series, part: float) -> float:
