@@ -45,6 +45,7 @@ def adapter_metadata(
         "ss_network_alpha": repr(float(params.rank)),
         "ss_network_dim": str(params.rank),
         "ss_network_module": "peft.tuners.lora",
+        "ss_num_reg_images": str(len(origin.data.regularisation)),
         "ss_num_train_images": str(len(origin.data.training)),
         "ss_output_name": "adapter",
         "ss_resolution": f"({side}, {side})",

@@ -37,6 +37,7 @@ def test_has_the_fields_that_other_tools_show(encoded: Encoded, params: TrainPar
     required = {"sai_model_spec", "architecture", "implementation", "title"}
     assert {f"modelspec.{name}" for name in required} <= fields.keys()
     assert fields["ss_resolution"] == "(32, 32)"
+    assert (fields["ss_num_train_images"], fields["ss_num_reg_images"]) == ("5", "0")
     assert fields["modelspec.architecture"] == "flux-1-dev/lora"
     assert metadata(encoded, params, False)["modelspec.architecture"] == "flux-1-schnell/lora"
 
