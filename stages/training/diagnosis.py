@@ -145,8 +145,9 @@ def _diverged(_: Evidence, series: Series) -> Finding | None:
     return Finding("diverged", words, "Lower train.learning_rate to a third.", {"ratio": ratio})
 
 
-def _plateaued(_: Evidence, series: Series) -> Finding | None:
-    if not _is_plateau(series):
+def _plateaued(evidence: Evidence, series: Series) -> Finding | None:
+    # A loss that went down and up again did not stop: a higher rate is the last thing it needs.
+    if not _is_plateau(series) or _oscillates(evidence, series):
         return None
     numbers = {"fall": _fall(series.fitted), "second_half": _late_gain(series, 0.5)}
     words = f"The loss fell by {_percent(numbers['fall'])} of the base model's"
@@ -316,7 +317,8 @@ _RULES: Final[Sequence[Callable[[Evidence, Series], Finding | None]]] = (
 
 
 def _is_plateau(series: Series) -> bool:
-    if len(series.steps) <= FEWEST_VALIDATIONS:
+    risen = series.fitted[-1] > RISEN * min(series.fitted)
+    if len(series.steps) <= FEWEST_VALIDATIONS or risen:
         return False
     return _fall(series.fitted) < FLAT_FALL or _late_gain(series, 0.5) < LATE_GAIN
 
