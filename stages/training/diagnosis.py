@@ -271,7 +271,9 @@ def _bleeds(evidence: Evidence, _: Series) -> Finding | None:
         f"Pictures without the trigger moved {_percent(score.bleed)} as far from the base model's "
         "as those with it."
     )
-    advice = "Add regularisation pictures, take fewer steps, or a lower rank."
+    advice = (
+        "Add regularisation pictures or output preservation; take fewer steps, or a lower rank."
+    )
     numbers = {"bleed": score.bleed, "plain_mse": score.plain_mse}
     return Finding("bleeding", words, advice, numbers)
 
