@@ -279,8 +279,8 @@ def _bleeds(evidence: Evidence, _: Series) -> Finding | None:
 
 
 def _memorised(evidence: Evidence, _: Series) -> Finding | None:
-    nearest = evidence.score.nearest_training
-    if nearest is None or nearest >= COPY_RATIO:
+    nearest, base = evidence.score.nearest_training, evidence.scores[0].nearest_training
+    if nearest is None or base is None or nearest >= min(COPY_RATIO, base):
         return None
     words = (
         f"A sample picture is {nearest:.2f} times as far from a training picture as training "

@@ -40,7 +40,7 @@ def evidence(
             )
         )
     uses = {step: (Use("picture", 0.5),) for step in range(1, 101)}
-    return Evidence(rows, uses, [score], 100)
+    return Evidence(rows, uses, [replace(SOUND, step=0), score], 100)
 
 
 def names(found: Sequence[Finding]) -> set[str]:
@@ -108,3 +108,11 @@ def test_spikes_name_the_picture_and_what_to_do() -> None:
     assert finding.name == "loss spikes"
     assert "The picture is bad.png: 100.0 % of its uses spiked." in finding.words
     assert "Look at bad.png" in finding.advice
+
+
+def test_what_the_base_model_draws_is_no_copy() -> None:
+    """Plain backgrounds are near each other before any training."""
+    score = replace(SOUND, nearest_training=0.3)
+    run = evidence(FALLING, score=score)
+    near = replace(score, step=0, nearest_training=0.25)
+    assert names(diagnose(replace(run, scores=[near, score]))) == {NOTHING_WRONG}
