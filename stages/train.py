@@ -46,7 +46,7 @@ from stages.imaging.checkpoint_sheet import CheckpointRow, checkpoint_sheet
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
 from stages.runtime.files import rounded, sha256_file, write_json
-from stages.runtime.fingerprint import run_fingerprint
+from stages.runtime.fingerprint import run_fingerprint, source_hashes
 from stages.runtime.outputs import replace_folder
 from stages.sampling.generation import Job, generate, make_generator
 from stages.training.distribution import joined_processes, start_processes
@@ -124,7 +124,7 @@ def _prepare(
     if params.gradient_checkpointing:
         checkpoint_blocks(transformer)
     _announce(params, data, plan, _count_parameters(transformer))
-    origin = Origin(_base_name(weights), architecture, data)
+    origin = Origin(_base_name(weights), architecture, data, source_hashes(Path(__file__)))
     painter = _painter(folder, transformer, data, sampling, params.sample_seed, distilled)
     run = Run(
         transformer,
