@@ -16,9 +16,9 @@ def test_log_ends_with_the_detail(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[int] = []
     with caplog.at_level(logging.INFO):
         for item in track([1, 2], 2, "train", lambda: f"loss 0.{seen[-1]}"):
-            seen.append(item)
+            seen.append(10 * item)
         list(track([1], 1, "render"))
-    assert caplog.messages == ["train: 2 of 2, 0 s left, loss 0.2", "render: 1 of 1, 0 s left"]
+    assert caplog.messages == ["train: 2 of 2, 0 s left, loss 0.20", "render: 1 of 1, 0 s left"]
 
 
 def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
