@@ -13,12 +13,12 @@ from stages.runtime.progress import track
 
 def test_log_ends_with_the_detail(caplog: pytest.LogCaptureFixture) -> None:
     """In a log the last item always has its line; without a detail nothing follows the time."""
-    seen: list[int] = []
+    seen: dict[str, int] = {}
     with caplog.at_level(logging.INFO):
-        for item in track([1, 2], 2, "train", lambda: f"loss 0.{seen[-1]}"):
-            seen.append(10 * item)
+        for item in track([1, 2], 2, "train", lambda: f"loss 0.{seen['last']}"):
+            seen["last"] = item
         list(track([1], 1, "render"))
-    assert caplog.messages == ["train: 2 of 2, 0 s left, loss 0.20", "render: 1 of 1, 0 s left"]
+    assert caplog.messages == ["train: 2 of 2, 0 s left, loss 0.2", "render: 1 of 1, 0 s left"]
 
 
 def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
