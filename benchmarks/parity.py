@@ -119,7 +119,7 @@ def demo_data(folder: Path) -> Encoded:
     files = [next(path.parent.glob(f"{path.stem}.[jp]*")) for path in captioned]
     captions = [path.read_text(encoding="utf-8").strip() for path in captioned]
     pipeline = FluxPipeline.from_pretrained(folder, transformer=None)
-    pictures = encode_pictures(pipeline, files, everything.encode.size_px)
+    pictures = encode_pictures(pipeline, files, everything.encode.sizes_px[0])
     prompts = encode_prompts(pipeline, [*captions, ""], everything.model.text_tokens)
     texts = [TextEmbedding(tokens, pooled) for tokens, pooled in prompts]
     training = tuple(
