@@ -41,6 +41,7 @@ from stages.training.encoded import Encoded, read_encoded
 from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.metadata import Origin, adapter_metadata
+from stages.training.schedule import settle_steps, total_steps
 from stages.training.selection import choose_checkpoint
 from stages.training.state import Journal, clear_state
 
@@ -60,12 +61,15 @@ def train(
 
     Raises:
         DatasetError: the encoded pictures are broken or do not fit the base model.
-        TrainingError: a loss or gradient is not finite.
+        TrainingError: a loss or gradient is not finite, memory ran out, or the optimiser cannot
+            run on this machine.
     """
     folder = ensure_weights(weights)
     architecture = read_architecture(folder)
     data = read_encoded(encoded)
     _require_fit(encoded, data, architecture)
+    state = _state_folder({"train": params, "model": model, "sampling": sampling}, weights, encoded)
+    params = settle_steps(params, len(data.training))
     device = configure_torch()
     transformer = load_transformer(folder, model.precision, device)
     modules = lora_modules(architecture, params.targets)
@@ -83,8 +87,6 @@ def train(
         describe=partial(adapter_metadata, origin, params, model),
         draw_samples=_sampler(folder, transformer, data, sampling, params.sample_seed),
     )
-    sections = {"train": params, "model": model, "sampling": sampling}
-    state = _state_folder(sections, weights, encoded)
     journal = train_adapter(run, state)
     with replace_folder(out) as work:
         _publish(work, state, journal, params, parameters)
@@ -117,6 +119,7 @@ def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> No
 
 
 def _announce(params: TrainParams, data: Encoded, modules: int, parameters: int) -> None:
+    steps, uses = total_steps(params), sum(picture.repeats for picture in data.training)
     _log.info(
         "LoRA of rank %d, alpha %g on %d modules: %s parameters",
         params.rank,
@@ -126,11 +129,11 @@ def _announce(params: TrainParams, data: Encoded, modules: int, parameters: int)
     )
     _log.info(
         "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",
-        params.steps,
-        params.batch,
+        steps,
+        params.batch * params.accumulation,
         len(data.training),
         data.size_px,
-        params.steps * params.batch / len(data.training),
+        steps * params.batch * params.accumulation / uses,
         len(data.validation),
     )
 
@@ -184,7 +187,7 @@ def _publish(
     _log.info(
         "chosen: step %d of %d, validation loss %.1f %% below the base model's",
         choice.step,
-        params.steps,
+        total_steps(params),
         100 * choice.improvement,
     )
 

@@ -198,6 +198,8 @@ HISTORY: Final = _table(
         "gradient_norm": _real(0.0, nullable=True),
         "learning_rate": _real(0.0),
         "validation_loss": _real(0.0, nullable=True),
+        # Of the weights' moving average, where train.ema_decay keeps one.
+        "validation_loss_ema": _real(0.0, nullable=True),
     },
 )
 

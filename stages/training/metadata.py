@@ -51,7 +51,7 @@ def adapter_metadata(
         "ss_seed": str(params.seed),
         "ss_steps": str(step),
         "ss_tag_frequency": json.dumps({"train": tag_frequency(origin.data.training)}),
-        "ss_total_batch_size": str(params.batch),
+        "ss_total_batch_size": str(params.batch * params.accumulation),
         "ss_v2": "False",
         "modelspec.architecture": f"{title}/lora",
         "modelspec.implementation": _IMPLEMENTATION,

@@ -1,70 +1,154 @@
-"""AdamW on the adapter's matrices, its learning rate, and its state as plain tensors."""
+"""The optimiser of the adapter's matrices: which one, how it is set up, its averaged weights.
+
+All are used with an absolute rate, so that one number means the same for A, which starts random,
+and for B, which starts at zero. `optimiser_state.py` saves and restores any of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
+from stages.training.weights import weights_kept
 
-_SEPARATOR: Final = "|"  # occurs in no parameter name
+_EIGHT_BIT_REMEDY = "Choose adamw, which differs by rounding alone, or adafactor, which needs less."
+
+
+@runtime_checkable
+class _TwoPoints(Protocol):
+    """An optimiser that takes gradients at one point and returns another."""
+
+    def eval(self) -> None: ...
+
+    def train(self) -> None: ...
 
 
 def build_optimiser(
     parameters: Mapping[str, nn.Parameter], params: TrainParams
 ) -> torch.optim.Optimizer:
-    """Return AdamW (arXiv 1711.05101) with torch's own betas and epsilon, in one fused kernel."""
-    return torch.optim.AdamW(
-        list(parameters.values()),
-        lr=params.learning_rate,
-        weight_decay=params.weight_decay,
-        fused=True,
+    """Return the optimiser that `params` name, on all of `parameters`.
+
+    Its other settings are its library's own, except where a comment says why not.
+
+    Raises:
+        TrainingError: adamw8bit without bitsandbytes or without a CUDA GPU.
+    """
+    values = list(parameters.values())
+    rate, decay = params.learning_rate, params.weight_decay
+    match params.optimiser:
+        case "adamw":  # arXiv 1711.05101, in one fused kernel
+            return torch.optim.AdamW(values, lr=rate, weight_decay=decay, fused=True)
+        case "adamw8bit":
+            return _eight_bit(values, rate, decay)
+        case "adafactor":
+            return _adafactor(values, rate, decay)
+        case "lion":
+            return _lion(values, rate, decay)
+        case "prodigy":
+            return _prodigy(values, rate, decay)
+        case "schedule-free-adamw":
+            return _schedule_free(values, rate, decay)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> float:
+    """Give all of the optimiser's parameters the rate of the step to come, and return it.
+
+    Prodigy multiplies it by its own estimate of the distance to the solution; what is returned is
+    their product, the rate that this step's update has.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    return rate * float(optimiser.param_groups[0].get("d", 1.0))
+
+
+@contextmanager
+def evaluation_weights(
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> Iterator[None]:
+    """Put on the weights that the optimiser means to be used, for as long as the context lasts.
+
+    Schedule-free AdamW takes gradients at one point and returns another, the average (arXiv
+    2405.15682, x and y of equation 1). The training weights are put back as they were, to the
+    bit: the library's own way there and back would round, so that how often a run is measured
+    would decide what it learns. Other optimisers train the weights that they return.
+    """
+    if not isinstance(optimiser, _TwoPoints):
+        yield
+        return
+    with weights_kept(parameters):
+        optimiser.eval()
+        try:
+            yield
+        finally:
+            optimiser.train()
+
+
+def _eight_bit(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    """Return AdamW with moments in 8 bits (arXiv 2110.02861)."""
+    problems = []
+    if importlib.util.find_spec("bitsandbytes") is None:
+        what = "needs the package bitsandbytes, which is not installed"
+        remedy = f"Run `pip install 'blocklens[gpu]'`. {_EIGHT_BIT_REMEDY}"
+        problems.append(Problem("train.optimiser adamw8bit", what, remedy))
+    if values[0].device.type != "cuda":
+        what = f"needs a CUDA GPU, this run is on {values[0].device.type}"
+        problems.append(Problem("train.optimiser adamw8bit", what, _EIGHT_BIT_REMEDY))
+    if problems:
+        raise TrainingError("The optimiser cannot run here", problems)
+    from bitsandbytes.optim import AdamW8bit
+
+    optimiser: torch.optim.Optimizer = AdamW8bit(values, lr=rate, weight_decay=decay)
+    return optimiser
+
+
+def _adafactor(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    """Return Adafactor (arXiv 1804.04235) from transformers.
+
+    torch's has no absolute rate: it multiplies the rate by a matrix's own size, at least 1e-3,
+    and B would stay a thousand times behind A.
+    """
+    from transformers.optimization import Adafactor
+
+    optimiser: torch.optim.Optimizer = Adafactor(
+        values, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
+    )
+    return optimiser
+
+
+def _lion(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    """Return Lion (arXiv 2302.06675); a suitable rate is 3 to 10 times lower than AdamW's."""
+    from pytorch_optimizer import Lion  # here: the import takes a second, and few runs need it
+
+    return Lion(values, lr=rate, weight_decay=decay)
+
+
+def _prodigy(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    """Return Prodigy (arXiv 2306.06101) with the settings of diffusers' FLUX LoRA script.
+
+    examples/dreambooth/train_dreambooth_lora_flux.py: bias correction, and a safeguard that keeps
+    a warm-up from spoiling the estimate of the distance.
+    """
+    from pytorch_optimizer import Prodigy
+
+    return Prodigy(
+        values,
+        lr=rate,
+        weight_decay=decay,
+        bias_correction=True,
+        safeguard_warmup=True,
+        foreach=True,
     )
 
 
-def learning_rate(step: int, params: TrainParams) -> float:
-    """Return the rate of a step (the first is 1): linear from 0 during warm-up, then constant."""
-    if step >= params.warmup_steps:
-        return params.learning_rate
-    return params.learning_rate * step / params.warmup_steps
+def _schedule_free(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    """Return schedule-free AdamW (arXiv 2405.15682); warm-up is our schedule's."""
+    from pytorch_optimizer import ScheduleFreeAdamW
 
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give all of the optimiser's parameters the rate of the step to come."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
-def optimiser_tensors(
-    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
-) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state as tensors called `<parameter>|<entry>`.
-
-    Raises:
-        TypeError: the optimiser keeps something else than tensors.
-    """
-    tensors = {}
-    for name, parameter in parameters.items():
-        for entry, value in optimiser.state[parameter].items():
-            if not isinstance(value, torch.Tensor):
-                raise TypeError(f"{type(optimiser).__name__} keeps {entry} as {type(value)}")
-            tensors[f"{name}{_SEPARATOR}{entry}"] = value
-    return tensors
-
-
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, torch.Tensor],
-) -> None:
-    """Give the optimiser the state that `optimiser_tensors` returned.
-
-    The entries are put in place as they are: `load_state_dict` would cast them.
-    """
-    for key, value in tensors.items():
-        name, entry = key.split(_SEPARATOR)
-        parameter = parameters[name]
-        optimiser.state[parameter][entry] = value.to(parameter.device, copy=True)
+    return ScheduleFreeAdamW(values, lr=rate, weight_decay=decay)

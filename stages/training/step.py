@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
-from stages.training.batches import Draw, draw_sample, samples_of_step
+from stages.training.batches import Draw, Sample, draw_sample, samples_of_step
 from stages.training.encoded import Encoded
+from stages.training.lora_forward import rank_dropout, rank_factors, total_rank
 from stages.training.objective import assemble, flow_losses
-from stages.training.optimiser import learning_rate, set_learning_rate
+from stages.training.optimiser import set_learning_rate
+from stages.training.schedule import learning_rate
+from stages.training.trainee import Trainee
 
 _REMEDY = (
     "Lower train.learning_rate or train.gradient_clip, and look at the picture named; "
     "the run goes on from its last state."
 )
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """What a step changes: the adapter's matrices on `transformer`, and their optimiser."""
-
-    transformer: FluxTransformer2DModel
-    parameters: Mapping[str, nn.Parameter]
-    optimiser: torch.optim.Optimizer
 
 
 @dataclass(frozen=True)
@@ -42,60 +36,83 @@ class StepResult:
 
 
 def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -> StepResult:
-    """Update the adapter with the batch of `step` (the first is 1).
+    """Update the adapter with the pictures of `step` (the first is 1), and its average.
+
+    They go through the model in passes of at most `batch`, `accumulation` of them where all
+    pictures have one shape; the update is that of the mean loss over all of them.
 
     Raises:
         TrainingError: the loss or its gradient is not finite; the adapter is left as it was.
     """
-    names, draws = _draw_batch(data, params, step)
+    samples = _samples(data, params, step)
+    names = [data.training[sample.picture].name for sample in samples]
+    draws = [_draw(data, params, sample) for sample in samples]
     transformer = trainee.transformer
     trainee.optimiser.zero_grad(set_to_none=True)
     loss = 0.0
-    for members in _of_one_shape(draws):
+    for members in _passes(draws, params.batch):
         batch = assemble([draws[m] for m in members], transformer.device, transformer.dtype)
-        losses = flow_losses(transformer, batch, params.guidance)
-        named = [(names[m], draws[m]) for m in members]
-        _require_finite("loss", losses.tolist(), step, named)
-        # Gradients add up: the whole is that of the mean over the step's samples.
-        part = losses.mean() * (len(members) / len(draws))
-        torch.autograd.backward([part])
+        with _dropout(trainee, data, params, [samples[m] for m in members]):
+            losses = flow_losses(transformer, batch, params.guidance)
+            named = [(names[m], draws[m]) for m in members]
+            _require_finite("loss", losses.tolist(), step, named)
+            # Gradients add up: the whole is that of the mean over the step's samples.
+            part = losses.mean() * (len(members) / len(draws))
+            torch.autograd.backward([part])
         loss += part.item()
     norm = nn.utils.clip_grad_norm_(trainee.parameters.values(), params.gradient_clip).item()
     _require_finite(
         "gradient norm", [norm] * len(draws), step, list(zip(names, draws, strict=True))
     )
-    rate = learning_rate(step, params)
-    set_learning_rate(trainee.optimiser, rate)
+    rate = set_learning_rate(trainee.optimiser, learning_rate(step, params))
     trainee.optimiser.step()
+    if trainee.average is not None:
+        trainee.average.update(step)
     return StepResult(loss, norm, rate)
 
 
-def _draw_batch(
-    data: Encoded, params: TrainParams, step: int
-) -> tuple[tuple[str, ...], tuple[Draw, ...]]:
-    """Return the names and draws of a step's pictures."""
+def _samples(data: Encoded, params: TrainParams, step: int) -> tuple[Sample, ...]:
     repeats = [picture.repeats for picture in data.training]
-    samples = samples_of_step(step, params.batch, repeats, params.seed)
-    draws = tuple(
-        draw_sample(
-            data.training[sample.picture],
-            data.empty,
-            sample.use,
-            params.seed,
-            timesteps=params.timesteps,
-            dropout=params.caption_dropout,
-        )
-        for sample in samples
+    return samples_of_step(step, params.batch * params.accumulation, repeats, params.seed)
+
+
+def _draw(data: Encoded, params: TrainParams, sample: Sample) -> Draw:
+    return draw_sample(
+        data.training[sample.picture],
+        data.empty,
+        sample.use,
+        params.seed,
+        timesteps=params.timesteps,
+        dropout=params.caption_dropout,
     )
-    return tuple(data.training[sample.picture].name for sample in samples), draws
 
 
-def _of_one_shape(draws: Sequence[Draw]) -> list[list[int]]:
-    """Return the places of the draws, those of equal shape together, in the order of the first."""
+def _dropout(
+    trainee: Trainee, data: Encoded, params: TrainParams, samples: Sequence[Sample]
+) -> AbstractContextManager[None]:
+    """Return the context of one pass, in which each sample goes without ranks of its own."""
+    share = params.adapter_dropout
+    if share == 0:
+        return nullcontext()
+    ranks = total_rank(trainee.transformer)
+    key = "adapter dropout"
+    factors = [
+        rank_factors(ranks, share, params.seed, key, sample.use, data.training[sample.picture].name)
+        for sample in samples
+    ]
+    return rank_dropout(trainee.transformer, torch.stack(factors))
+
+
+def _passes(draws: Sequence[Draw], batch: int) -> list[list[int]]:
+    """Return the places of the draws, at most `batch` of one shape together, in order."""
     groups: dict[torch.Size, list[int]] = {}
     for place, draw in enumerate(draws):
         groups.setdefault(draw.clean.shape, []).append(place)
-    return list(groups.values())
+    return [
+        group[start : start + batch]
+        for group in groups.values()
+        for start in range(0, len(group), batch)
+    ]
 
 
 def _require_finite(

@@ -188,6 +188,7 @@ def write_training(data: Path, side_px: int) -> None:
             "gradient_norm": np.where(steps == 0, np.nan, 0.5),
             "learning_rate": np.where(steps == 0, 0.0, 0.001),
             "validation_loss": validation,
+            "validation_loss_ema": np.nan,
         }
     )
     write_table(HISTORY, history, data / "train" / "history.csv")
