@@ -2,8 +2,8 @@
 
 Reads:  the prepared pictures and their manifest, the captions beside the raw pictures (.txt,
         metadata.jsonl, captions.csv), the captioner's weights, and the base model's tokenizers.
-Writes: captions.csv, words.csv, dataset/ and regularisation/ (training pictures with .txt side by
-        side, as other trainers read them), metrics.json.
+Writes: captions.csv, words.csv, dataset/ (training pictures with .txt side by side, as other
+        trainers read them), metrics.json.
 Params: caption, model.
 
 A caption that a person wrote is changed in one way only, so that the trigger comes first and
@@ -113,7 +113,7 @@ def caption(
         subject = [entry.text for entry in training if not entry.picture.regularisation]
         words = count_words(subject, params.trigger)
         write_table(WORDS, words, work / "words.csv")
-        write_examples(work, map(_example, training), params.trigger)
+        write_examples(work / "dataset", map(_example, training), params.trigger)
         metrics = {
             "captions_user": len(written),
             "captions_generated": len(generated),

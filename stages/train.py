@@ -41,6 +41,7 @@ from stages.training.encoded import Encoded, read_encoded
 from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.metadata import Origin, adapter_metadata
+from stages.training.optimiser import require_optimiser
 from stages.training.schedule import settle_steps, total_steps
 from stages.training.selection import choose_checkpoint
 from stages.training.state import Journal, clear_state
@@ -71,6 +72,7 @@ def train(
     state = _state_folder({"train": params, "model": model, "sampling": sampling}, weights, encoded)
     params = settle_steps(params, len(data.training))
     device = configure_torch()
+    require_optimiser(params.optimiser, device)
     transformer = load_transformer(folder, model.precision, device)
     modules = lora_modules(architecture, params.targets)
     add_lora(transformer, modules, params.rank, params.alpha, params.seed)

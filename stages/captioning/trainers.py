@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-DATASET: Final = "dataset"
+TRAINING: Final = "training"
 REGULARISATION: Final = "regularisation"
 
 
@@ -31,18 +31,16 @@ class Example:
 
 
 def write_examples(out: Path, examples: Iterable[Example], trigger: str) -> None:
-    """Write `dataset` and `regularisation`, which may stay empty, below `out`.
+    """Write `training`, and `regularisation` where there are such pictures, below `out`.
 
     Copies, not links: these folders are handed to other trainers, and some write beside or into
     what they read.
     """
-    for top in (DATASET, REGULARISATION):
-        (out / top).mkdir()
     for example in examples:
-        top = REGULARISATION if example.regularisation else DATASET
+        top = REGULARISATION if example.regularisation else TRAINING
         concept = example.concept or _folder_name(trigger)
         folder = out / top / f"{example.repeats}_{concept}"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(example.picture, folder / f"{example.name}.png")
         (folder / f"{example.name}.txt").write_text(example.caption, encoding="utf-8")
 

@@ -197,7 +197,13 @@ HISTORY: Final = _table(
         "loss": _real(0.0, nullable=True),
         "gradient_norm": _real(0.0, nullable=True),
         "learning_rate": _real(0.0),
+        # At fixed points, see stages/training/validation.py: held-out pictures, all noise levels,
+        # then by band; and training pictures. Row 0 is the base model: the line to beat.
         "validation_loss": _real(0.0, nullable=True),
+        "validation_loss_low": _real(0.0, nullable=True),
+        "validation_loss_middle": _real(0.0, nullable=True),
+        "validation_loss_high": _real(0.0, nullable=True),
+        "probe_loss": _real(0.0, nullable=True),
         # Of the weights' moving average, where train.ema_decay keeps one.
         "validation_loss_ema": _real(0.0, nullable=True),
     },

@@ -34,13 +34,16 @@ class Draw:
     """The random part of one sample.
 
     `clean` and `noise` [C, h, w] float32, `sigma` the noise level in (0, 1), `text` the picture's
-    caption or the empty one.
+    caption or the empty one. `weight` is the sample's own in the loss of its step, `token_weights`
+    [N] those of its tokens in its own loss, of mean 1; None where all tokens count alike.
     """
 
     clean: torch.Tensor
     noise: torch.Tensor
     sigma: float
     text: TextEmbedding
+    weight: float = 1.0
+    token_weights: torch.Tensor | None = None
 
 
 def samples_of_step(step: int, batch: int, repeats: Sequence[int], seed: int) -> tuple[Sample, ...]:

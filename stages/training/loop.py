@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,7 @@ from stages.training.schedule import total_steps
 from stages.training.state import Journal, Row, load_newest, save_state, write_whole
 from stages.training.step import take_step
 from stages.training.trainee import Trainee, make_trainee, restore_trainee, trainee_contents
-from stages.training.validation import validation_draws, validation_losses
+from stages.training.validation import Measures, measure
 
 _SAVE_EVERY: Final = "BLOCKLENS_SAVE_EVERY_S"
 _SAVE_EVERY_S: Final = 30.0
@@ -120,9 +120,9 @@ def _begin(run: Run, folder: Path) -> Journal:
     journal = Journal(step=0, history=[], files={})
     with explained_memory(run.params, 0):
         base = _validate(run)
-        _log.info("base model: validation loss %.4f", base)
+        _log.info("base model: validation loss %.4f", base.validation_loss)
         average = base if run.params.ema_decay > 0 else None
-        journal.history.append(Row(0, None, None, 0.0, base, average))
+        journal.history.append(Row(0, None, None, 0.0, **_losses(base, average)))
         _write_samples(run, journal, folder)
     return journal
 
@@ -143,19 +143,20 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
     result = take_step(trainee, run.data, params, step)
     journal.step = step
     due = _due(step, params)
-    loss = average_loss = None
+    measures = of_average = None
     if due:
         with evaluation_weights(trainee.optimiser, trainee.parameters):
-            loss = _look(run, journal, folder, due, checkpoint_name(step), {})
+            measures = _look(run, journal, folder, due, checkpoint_name(step), {})
             if "samples" in due:
                 _write_samples(run, journal, folder)
     if due and trainee.average is not None:
         with trainee.average.applied():
-            average_loss = _look(run, journal, folder, due, average_name(step), _AVERAGED)
+            of_average = _look(run, journal, folder, due, average_name(step), _AVERAGED)
+    losses = _losses(measures, of_average)
     journal.history.append(
-        Row(step, result.loss, result.gradient_norm, result.learning_rate, loss, average_loss)
+        Row(step, result.loss, result.gradient_norm, result.learning_rate, **losses)
     )
-    if loss is not None:
+    if measures is not None:
         _report(journal, params.validation_every)
 
 
@@ -172,8 +173,8 @@ def _due(step: int, params: TrainParams) -> set[str]:
 
 def _look(
     run: Run, journal: Journal, folder: Path, due: set[str], name: str, fields: Mapping[str, str]
-) -> float | None:
-    """Measure and keep, if due, the weights that are on the model; return the validation loss.
+) -> Measures | None:
+    """Measure and keep, if due, the weights that are on the model; return what was measured.
 
     Args:
         run: whose model it is.
@@ -183,20 +184,24 @@ def _look(
         name: of the checkpoint.
         fields: text fields of the checkpoint beside the run's.
     """
-    loss = _validate(run) if "validation" in due else None
+    measures = _validate(run) if "validation" in due else None
     if "checkpoint" in due:
         adapter = extract_adapter(run.transformer, {**run.describe(journal.step), **fields})
         write_whole(folder / name, lambda path: write_adapter(path, adapter))
         journal.files[name] = sha256_file(folder / name)
-    return loss
+    return measures
 
 
-def _validate(run: Run) -> float:
-    """Return the mean validation loss over all held-out pictures and noise levels."""
-    params = run.params
-    draws = list(validation_draws(run.data.validation, params.validation_sigmas))
-    losses = validation_losses(run.transformer, draws, batch=params.batch, guidance=params.guidance)
-    return sum(losses) / len(losses)
+def _losses(measures: Measures | None, of_average: Measures | None) -> dict[str, float | None]:
+    """Return a row's losses at fixed points; of the moving average the one over all points."""
+    losses = {"validation_loss": None} if measures is None else asdict(measures)
+    averaged = of_average.validation_loss if of_average else None
+    return {**losses, "validation_loss_ema": averaged}
+
+
+def _validate(run: Run) -> Measures:
+    """Return the losses at the fixed points, with the adapter as it is."""
+    return measure(run.transformer, run.data, run.params)
 
 
 def _report(journal: Journal, window: int) -> None:

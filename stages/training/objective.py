@@ -24,6 +24,7 @@ class Batch:
     """Noised tokens and target [B, N, 4C] float32, sigmas [B] float32, and prompts.
 
     `grid` is the rows and columns of tokens, the same for all samples of the batch.
+    `token_weights` [B, N] float32 weigh each sample's tokens; None where all count alike.
     """
 
     noised: torch.Tensor
@@ -31,6 +32,7 @@ class Batch:
     sigmas: torch.Tensor
     text: TextBatch
     grid: tuple[int, int]
+    token_weights: torch.Tensor | None = None
 
 
 def assemble(draws: Sequence[Draw], device: torch.device, dtype: torch.dtype) -> Batch:
@@ -46,15 +48,28 @@ def assemble(draws: Sequence[Draw], device: torch.device, dtype: torch.dtype) ->
         sigmas=sigmas,
         text=batch_text([draw.text for draw in draws]).to(device, dtype),
         grid=(height // 2, width // 2),
+        token_weights=_token_weights(draws, clean.shape[1], device),
     )
 
 
 def flow_losses(transformer: FluxTransformer2DModel, batch: Batch, guidance: float) -> torch.Tensor:
     """Return the mean squared error [B] of each sample's predicted velocity, float32.
 
-    The batch's loss is their mean. `guidance` is the value of the guidance embedding.
+    Where the batch has token weights, the mean over a sample's tokens is weighted by them. The
+    batch's loss is their mean. `guidance` is the value of the guidance embedding.
     """
     velocity = predict_velocity(
         transformer, batch.noised, batch.sigmas, batch.text, guidance, batch.grid
     )
-    return (velocity.float() - batch.target).square().mean(dim=(1, 2))
+    errors = (velocity.float() - batch.target).square()
+    if batch.token_weights is None:
+        return errors.mean(dim=(1, 2))
+    return (errors.mean(dim=2) * batch.token_weights).mean(dim=1)
+
+
+def _token_weights(draws: Sequence[Draw], tokens: int, device: torch.device) -> torch.Tensor | None:
+    if all(draw.token_weights is None for draw in draws):
+        return None
+    ones = torch.ones(tokens)
+    rows = [ones if draw.token_weights is None else draw.token_weights for draw in draws]
+    return torch.stack(rows).to(device)

@@ -18,7 +18,7 @@ from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
 from stages.training.weights import weights_kept
 
-_EIGHT_BIT_REMEDY = "Choose adamw, which differs by rounding alone, or adafactor, which needs less."
+_EIGHT_BIT_REMEDY = "Or choose adamw (the same rule, larger) or adafactor (smaller still)."
 
 
 @runtime_checkable
@@ -28,6 +28,22 @@ class _TwoPoints(Protocol):
     def eval(self) -> None: ...
 
     def train(self) -> None: ...
+
+
+def require_optimiser(name: str, device: torch.device) -> None:
+    """Raise TrainingError where the optimiser `name` cannot run on `device` of this machine."""
+    if name != "adamw8bit":
+        return
+    problems = []
+    if importlib.util.find_spec("bitsandbytes") is None:
+        what = "needs the package bitsandbytes, which is not installed"
+        remedy = f"Run `pip install 'blocklens[gpu]'`. {_EIGHT_BIT_REMEDY}"
+        problems.append(Problem(f"train.optimiser {name}", what, remedy))
+    if device.type != "cuda":
+        what = f"needs a CUDA GPU, this run is on {device.type}"
+        problems.append(Problem(f"train.optimiser {name}", what, _EIGHT_BIT_REMEDY))
+    if problems:
+        raise TrainingError("The optimiser cannot run here", problems)
 
 
 def build_optimiser(
@@ -41,6 +57,7 @@ def build_optimiser(
         TrainingError: adamw8bit without bitsandbytes or without a CUDA GPU.
     """
     values = list(parameters.values())
+    require_optimiser(params.optimiser, values[0].device)
     rate, decay = params.learning_rate, params.weight_decay
     match params.optimiser:
         case "adamw":  # arXiv 1711.05101, in one fused kernel
@@ -92,16 +109,6 @@ def evaluation_weights(
 
 def _eight_bit(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
     """Return AdamW with moments in 8 bits (arXiv 2110.02861)."""
-    problems = []
-    if importlib.util.find_spec("bitsandbytes") is None:
-        what = "needs the package bitsandbytes, which is not installed"
-        remedy = f"Run `pip install 'blocklens[gpu]'`. {_EIGHT_BIT_REMEDY}"
-        problems.append(Problem("train.optimiser adamw8bit", what, remedy))
-    if values[0].device.type != "cuda":
-        what = f"needs a CUDA GPU, this run is on {values[0].device.type}"
-        problems.append(Problem("train.optimiser adamw8bit", what, _EIGHT_BIT_REMEDY))
-    if problems:
-        raise TrainingError("The optimiser cannot run here", problems)
     from bitsandbytes.optim import AdamW8bit
 
     optimiser: torch.optim.Optimizer = AdamW8bit(values, lr=rate, weight_decay=decay)

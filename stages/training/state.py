@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 class Row:
     """One row of the history: step 0 is the base model; None is not measured.
 
+    The losses at fixed points are those of `validation.Measures`.
     `validation_loss_ema` is that of the weights' moving average, where one is kept.
     """
 
@@ -43,7 +44,11 @@ class Row:
     gradient_norm: float | None
     learning_rate: float
     validation_loss: float | None
-    validation_loss_ema: float | None
+    validation_loss_low: float | None = None
+    validation_loss_middle: float | None = None
+    validation_loss_high: float | None = None
+    probe_loss: float | None = None
+    validation_loss_ema: float | None = None
 
 
 @dataclass

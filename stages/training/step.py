@@ -57,7 +57,8 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
             named = [(names[m], draws[m]) for m in members]
             _require_finite("loss", losses.tolist(), step, named)
             # Gradients add up: the whole is that of the mean over the step's samples.
-            part = losses.mean() * (len(members) / len(draws))
+            weights = torch.tensor([draws[m].weight for m in members], device=losses.device)
+            part = (losses * weights).mean() * (len(members) / len(draws))
             torch.autograd.backward([part])
         loss += part.item()
     norm = nn.utils.clip_grad_norm_(trainee.parameters.values(), params.gradient_clip).item()

@@ -26,21 +26,15 @@ def test_one_folder_per_concept_with_its_repeats(tmp_path: Path) -> None:
     write_examples(out, examples, "t?k")
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     assert found == [
-        "dataset/1_t-k/a.png",
-        "dataset/1_t-k/a.txt",
-        "dataset/3_side/side-b.png",
-        "dataset/3_side/side-b.txt",
-        "dataset/3_side/side-ü 🤖.png",
-        "dataset/3_side/side-ü 🤖.txt",
         "regularisation/1_person/person-c.png",
         "regularisation/1_person/person-c.txt",
+        "training/1_t-k/a.png",
+        "training/1_t-k/a.txt",
+        "training/3_side/side-b.png",
+        "training/3_side/side-b.txt",
+        "training/3_side/side-ü 🤖.png",
+        "training/3_side/side-ü 🤖.txt",
     ]
-    text = out / "dataset/3_side/side-ü 🤖.txt"
+    text = out / "training/3_side/side-ü 🤖.txt"
     assert text.read_text(encoding="utf-8") == "caption of side-ü 🤖"
-    assert (out / "dataset/1_t-k/a.png").read_bytes() == b"a picture"
-
-
-def test_folders_are_there_without_pictures(tmp_path: Path) -> None:
-    """Every output that the pipeline names exists."""
-    write_examples(tmp_path, [], "tok")
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["dataset", "regularisation"]
+    assert (out / "training/1_t-k/a.png").read_bytes() == b"a picture"

@@ -49,6 +49,10 @@ def test_reading_what_was_written_gives_the_same_table(tmp_path: Path) -> None:
             "gradient_norm": [float("nan"), 1.0],
             "learning_rate": [0.0, 0.001],
             "validation_loss": [0.75, float("nan")],
+            "validation_loss_low": [0.9, float("nan")],
+            "validation_loss_middle": [0.6, float("nan")],
+            "validation_loss_high": [0.5, float("nan")],
+            "probe_loss": [0.74, float("nan")],
             "validation_loss_ema": [float("nan"), float("nan")],
         }
     )

@@ -180,7 +180,9 @@ def write_training(data: Path, side_px: int) -> None:
     steps = np.arange(0, 401, 10)
     noise = np.random.default_rng(0).normal(0.0, 0.02, len(steps))
     loss = 0.2 + 0.22 * np.exp(-steps / 90.0) + noise
-    validation = [0.21 + 0.2 * math.exp(-s / 80.0) if s % 50 == 0 else np.nan for s in steps]
+    validation = np.array(
+        [0.21 + 0.2 * math.exp(-s / 80.0) if s % 50 == 0 else np.nan for s in steps]
+    )
     history = pd.DataFrame(
         {
             "step": steps,
@@ -188,6 +190,10 @@ def write_training(data: Path, side_px: int) -> None:
             "gradient_norm": np.where(steps == 0, np.nan, 0.5),
             "learning_rate": np.where(steps == 0, 0.0, 0.001),
             "validation_loss": validation,
+            "validation_loss_low": 1.4 * validation,
+            "validation_loss_middle": 0.8 * validation,
+            "validation_loss_high": validation,
+            "probe_loss": 0.98 * validation,
             "validation_loss_ema": np.nan,
         }
     )

@@ -96,9 +96,9 @@ def test_every_picture_has_one_caption_with_the_trigger_first(paths: dict[str, P
 def test_dataset_is_what_other_trainers_read(paths: dict[str, Path]) -> None:
     """Training pictures and captions lie side by side; validation pictures stay out of it."""
     caption(PARAMS, MODEL, **paths)
-    assert [path.name for path in (paths["out"] / "dataset").iterdir()] == ["1_tok"]
-    assert list((paths["out"] / "regularisation").iterdir()) == []
-    files = {path.name: path for path in (paths["out"] / "dataset" / "1_tok").iterdir()}
+    assert [path.name for path in (paths["out"] / "dataset").iterdir()] == ["training"]
+    folder = paths["out"] / "dataset" / "training" / "1_tok"
+    files = {path.name: path for path in folder.iterdir()}
     names = ["a", "b", "c", "ü 🤖"]
     assert sorted(files) == sorted(f"{name}{end}" for name in names for end in (".png", ".txt"))
     assert files["b.txt"].read_text(encoding="utf-8") == "tok, robot robot robot"
@@ -249,10 +249,10 @@ def test_concepts_repeats_and_regularisation(tmp_path: Path, weights_manifest: P
     assert sorted(
         path.relative_to(paths["out"]).as_posix() for path in paths["out"].rglob("*.txt")
     ) == [
-        "dataset/1_tok/a.txt",
-        "dataset/3_at_night/at_night-a.txt",
-        "regularisation/1_person/person-b.txt",
-        "regularisation/1_person/person-c.txt",
+        "dataset/regularisation/1_person/person-b.txt",
+        "dataset/regularisation/1_person/person-c.txt",
+        "dataset/training/1_tok/a.txt",
+        "dataset/training/3_at_night/at_night-a.txt",
     ]
     words = read_table(WORDS, paths["out"] / "words.csv")
     assert words["word"].tolist() == ["a", "at", "night", "robot"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
@@ -12,6 +13,7 @@ from peft import LoraConfig
 from stages.adapters.attach import lora_parameters
 from stages.contracts.params import TrainParams
 from stages.families.architecture import Architecture, lora_modules
+from stages.families.flow import predict_velocity
 from stages.families.latents import pack
 from stages.training.batches import Draw, draw_sample
 from stages.training.encoded import Encoded
@@ -151,3 +153,23 @@ def test_loss_is_float32_on_a_bfloat16_base(
     losses = flow_losses(tiny_flux.to(torch.bfloat16), batch, 1.0)
     assert losses.dtype == torch.float32
     assert batch.noised.dtype == batch.target.dtype == torch.float32
+
+
+def test_token_weights_weigh_a_samples_own_tokens(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded
+) -> None:
+    """The loss is the weighted mean over tokens; a sample without weights counts wholly."""
+    draws = draws_of(encoded, 0)
+    plain = assemble(draws, CPU, torch.float32)
+    ones = [replace(draw, token_weights=torch.ones(4)) for draw in draws]
+    losses = flow_losses(tiny_flux, plain, 1.0)
+    torch.testing.assert_close(
+        flow_losses(tiny_flux, assemble(ones, CPU, torch.float32), 1.0), losses
+    )
+    first = replace(draws[0], token_weights=torch.tensor([4.0, 0.0, 0.0, 0.0]))
+    weighted = assemble([first, *draws[1:]], CPU, torch.float32)
+    velocity = predict_velocity(tiny_flux, plain.noised, plain.sigmas, plain.text, 1.0, plain.grid)
+    alone = (velocity - plain.target)[0, 0].square().mean()
+    found = flow_losses(tiny_flux, weighted, 1.0)
+    torch.testing.assert_close(found[0], alone)
+    torch.testing.assert_close(found[1:], losses[1:])

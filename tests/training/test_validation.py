@@ -11,8 +11,13 @@ from diffusers import FluxTransformer2DModel
 
 from stages.contracts.params import TrainParams
 from stages.training.encoded import Encoded, Latents
-from stages.training.validation import validation_draws, validation_losses
-from tests.training.conftest import attach
+from stages.training.validation import (
+    measure,
+    probe_pictures,
+    validation_draws,
+    validation_losses,
+)
+from tests.training.conftest import attach, make_picture
 
 SIGMAS = [0.2, 0.8]
 
@@ -70,3 +75,53 @@ def test_shapes_are_measured_apart_and_in_order(
     losses = validation_losses(tiny_flux, draws, batch=4, guidance=1.0)
     alone = [validation_losses(tiny_flux, [draw], batch=1, guidance=1.0)[0] for draw in draws]
     assert losses == pytest.approx(alone, rel=1e-5)
+
+
+def test_bands_are_the_means_of_their_levels(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams
+) -> None:
+    """Low is below a third, high from two thirds on; a band without a level has no loss."""
+    chosen = params.model_copy(update={"validation_sigmas": [0.1, 0.2, 0.9]})
+    measures = measure(tiny_flux, encoded, chosen)
+    low, high = (
+        validation_losses(
+            tiny_flux, list(validation_draws(encoded.validation, sigmas)), batch=4, guidance=1.0
+        )
+        for sigmas in ([0.1, 0.2], [0.9])
+    )
+    assert measures.validation_loss_low == pytest.approx(sum(low) / 4, rel=1e-5)
+    assert measures.validation_loss_middle is None
+    assert measures.validation_loss_high == pytest.approx(sum(high) / 2, rel=1e-5)
+    assert measures.validation_loss == pytest.approx(sum(low + high) / 6, rel=1e-5)
+
+
+def test_measures_do_not_depend_on_the_run(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams
+) -> None:
+    """Another seed, rate or step count: the same points, hence the same losses."""
+    other = params.model_copy(update={"seed": 7, "learning_rate": 0.5, "steps": 9})
+    assert measure(tiny_flux, encoded, params) == measure(tiny_flux, encoded, other)
+
+
+def test_probe_measures_training_pictures(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams
+) -> None:
+    """As if they were held out, so that the gap between the two losses is overfitting."""
+    swapped = replace(encoded, validation=encoded.training)
+    whole = params.model_copy(update={"probe_pictures": 100})
+    expected = measure(tiny_flux, swapped, whole).validation_loss
+    assert measure(tiny_flux, encoded, whole).probe_loss == pytest.approx(expected, rel=1e-5)
+    none = params.model_copy(update={"probe_pictures": 0})
+    assert measure(tiny_flux, encoded, none).probe_loss is None
+
+
+def test_probe_is_stable() -> None:
+    """The order of the set does not matter, and a new picture replaces at most one."""
+    pictures = [make_picture(f"picture-{index}") for index in range(9)]
+    names = [picture.name for picture in probe_pictures(pictures, 4)]
+    assert names == [picture.name for picture in probe_pictures(pictures[::-1], 4)]
+    assert len(names) == 4
+    for left_out in pictures:
+        rest = [picture for picture in pictures if picture is not left_out]
+        after = {picture.name for picture in probe_pictures(rest, 4)}
+        assert len(set(names) - after) <= 1

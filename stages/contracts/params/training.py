@@ -70,6 +70,9 @@ class TrainParams(Section):
     validation_sigmas: Annotated[list[Sigma], Field(min_length=1)] = Field(
         description="Fixed noise levels at which validation loss is measured."
     )
+    probe_pictures: Annotated[int, Field(ge=0)] = Field(
+        description="Training pictures measured as the held-out ones are, to see overfitting."
+    )
     checkpoint_every: Positive = Field(
         description="Steps between two checkpoints; a multiple of validation_every."
     )
