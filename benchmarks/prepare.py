@@ -1,6 +1,6 @@
 """Peak memory and speed of `prepare` on 12-megapixel photographs, next to a plain Pillow loop.
 
-    python benchmarks/prepare.py 200 2000
+    python -m benchmarks.prepare 200 2000
 
 For each number of pictures: makes a folder of 4000x3000 JPEGs (a handful of different ones, the
 others hard links), runs `prepare` in a child process and reports the child's peak memory and the
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -84,15 +83,20 @@ def measured(work: Callable[[], None]) -> dict[str, float]:
     start = time.perf_counter()
     work()
     seconds = time.perf_counter() - start
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "peak_mb": peak_mb}
+    return {"seconds": seconds, "peak_mb": peak_memory_mb()}
+
+
+def peak_memory_mb() -> float:
+    """Return this process's own peak; getrusage's would be the parent's until it is passed."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def in_child(kind: str, folder: Path, out: Path) -> dict[str, float]:
     """Return what `measured` says in a new process, so that peaks do not mix."""
-    command = [sys.executable, __file__, "--child", kind, str(folder), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    command = [sys.executable, "-m", "benchmarks.prepare", "--child", kind, str(folder), str(out)]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT)
     values: dict[str, float] = json.loads(result.stdout)
     return values
 

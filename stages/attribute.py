@@ -27,6 +27,7 @@ from stages.adapters.norms import block_norms
 from stages.contracts.errors import AdapterError, Problem
 from stages.contracts.params import AttributeParams, ModelParams, PromptsParams, SamplingParams
 from stages.contracts.tables import SHARES, write_table
+from stages.families.loading import checkpoint_blocks
 from stages.families.weights import ensure_weights
 from stages.lens.attribution import block_shares, measure_effect
 from stages.lens.selection import blocks_for
@@ -74,7 +75,7 @@ def attribute(
         probes = make_probes(generator, pictures, params.sigmas, sampling)
         velocity = probe_velocity(generator, probes, sampling.guidance)
         if params.gradient_checkpointing:
-            generator.transformer.enable_gradient_checkpointing()
+            checkpoint_blocks(generator.transformer)
         effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
         shares = block_shares(effect, params.nodes, sampling.batch)
     shape = (len(develop), len(prompts.seeds), len(params.sigmas), len(source.blocks))

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 from diffusers import FluxTransformer2DModel
 
 from stages.adapters.attach import add_lora, lora_parameters
@@ -29,7 +30,8 @@ from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import HISTORY, write_table
 from stages.families.architecture import Architecture, lora_modules, read_architecture
-from stages.families.loading import load_transformer
+from stages.families.loading import checkpoint_blocks, load_transformer
+from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
@@ -37,6 +39,7 @@ from stages.runtime.files import rounded, sha256_file, write_json
 from stages.runtime.fingerprint import run_fingerprint
 from stages.runtime.outputs import replace_folder
 from stages.sampling.generation import Job, generate, make_generator
+from stages.training.distribution import joined_processes, start_processes
 from stages.training.encoded import Encoded, read_encoded
 from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
@@ -62,25 +65,44 @@ def train(
 
     Raises:
         DatasetError: the encoded pictures are broken or do not fit the base model.
-        TrainingError: a loss or gradient is not finite, memory ran out, or the optimiser cannot
-            run on this machine.
+        HardwareError: a package or GPU that `model` or `train.optimiser` asks for is missing.
+        TrainingError: a loss or gradient is not finite, or memory ran out.
     """
+    device = configure_torch()
+    require_hardware(model, device)
+    require_optimiser(params.optimiser, device)
+    with joined_processes(device, params.batch * params.accumulation) as world:
+        run, state = _prepare(params, model, sampling, device, weights, encoded)
+        journal = train_adapter(run, state)
+        if not world.leads:
+            return
+        with replace_folder(out) as work:
+            _publish(work, state, journal, run)
+        clear_state(state)
+
+
+def _prepare(
+    params: TrainParams,
+    model: ModelParams,
+    sampling: SamplingParams,
+    device: torch.device,
+    weights: Path,
+    encoded: Path,
+) -> tuple[Run, Path]:
+    """Return the run, with the adapter on the model, and the folder of its state."""
     folder = ensure_weights(weights)
     architecture = read_architecture(folder)
     data = read_encoded(encoded)
     _require_fit(encoded, data, architecture)
     state = _state_folder({"train": params, "model": model, "sampling": sampling}, weights, encoded)
     params = settle_steps(params, len(data.training))
-    device = configure_torch()
-    require_optimiser(params.optimiser, device)
-    transformer = load_transformer(folder, model.precision, device)
+    transformer = load_transformer(folder, model, device)
     modules = lora_modules(architecture, params.targets)
     add_lora(transformer, modules, params.rank, params.alpha, params.seed)
     shorten_lora_forward(transformer)
     if params.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    parameters = sum(matrix.numel() for matrix in lora_parameters(transformer).values())
-    _announce(params, data, len(modules), parameters)
+        checkpoint_blocks(transformer)
+    _announce(params, data, len(modules), _count_parameters(transformer))
     origin = Origin(_base_name(weights), architecture, data)
     run = Run(
         transformer,
@@ -89,10 +111,7 @@ def train(
         describe=partial(adapter_metadata, origin, params, model),
         draw_samples=_sampler(folder, transformer, data, sampling, params.sample_seed),
     )
-    journal = train_adapter(run, state)
-    with replace_folder(out) as work:
-        _publish(work, state, journal, params, parameters)
-    clear_state(state)
+    return run, state
 
 
 def _sampler(
@@ -118,6 +137,10 @@ def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> No
         what = f"latents have {channels} channels, the transformer {architecture.latent_channels}"
         problem = Problem(str(encoded), what, "Run `dvc repro encode`.")
         raise DatasetError("The encoded pictures are another base model's", [problem])
+
+
+def _count_parameters(transformer: FluxTransformer2DModel) -> int:
+    return sum(matrix.numel() for matrix in lora_parameters(transformer).values())
 
 
 def _announce(params: TrainParams, data: Encoded, modules: int, parameters: int) -> None:
@@ -165,9 +188,8 @@ def _state_folder(params: Mapping[str, Section], weights: Path, encoded: Path) -
     return folder
 
 
-def _publish(
-    work: Path, state: Path, journal: Journal, params: TrainParams, parameters: int
-) -> None:
+def _publish(work: Path, state: Path, journal: Journal, run: Run) -> None:
+    params = run.params
     for name in ("checkpoints", "samples"):
         (work / name).mkdir()
     for name in journal.files:
@@ -182,7 +204,7 @@ def _publish(
         "validation_loss": rounded(choice.validation_loss),
         "improvement": rounded(choice.improvement),
         "selected_step": choice.step,
-        "trainable_parameters": parameters,
+        "trainable_parameters": _count_parameters(run.transformer),
         "adapter_bytes": adapter.stat().st_size,
     }
     write_json(work / "metrics.json", metrics)
@@ -200,7 +222,8 @@ def _history(journal: Journal) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Run the stage as dvc.yaml does."""
+    """Run the stage as dvc.yaml does; on several GPUs where the environment says so."""
+    start_processes("stages.train")
     run_stage(train, sections=("train", "model", "sampling"), paths=("weights", "encoded", "out"))
 
 

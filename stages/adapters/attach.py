@@ -130,8 +130,8 @@ def _inject(
     if layers.keys() != pairs.keys():
         detach(transformer)
         raise RuntimeError(f"PEFT put LoRA on {len(layers)} layers instead of {len(pairs)}")
+    device = transformer.device  # with offload a layer's own weight waits in main memory
     for module, layer in layers.items():
-        device = layer.get_base_layer().weight.device
         for matrices, value in (
             (layer.lora_A, pairs[module].down),
             (layer.lora_B, pairs[module].up),

@@ -7,6 +7,7 @@
       AdapterError   (ValueError)    LoRA files
       TableError     (ValueError)    a table of ours that breaks its contract
       TrainingError  (RuntimeError)  a run that cannot go on
+      HardwareError  (RuntimeError)  a machine that lacks what the params ask for
 
 Every error lists all problems it knows of, each with the place, what was found, what was
 expected and what to do next. A stage turns them into one message and exit code 1.
@@ -67,6 +68,10 @@ class TableError(BlocklensError, ValueError):
 
 class TrainingError(BlocklensError, RuntimeError):
     """A training run that cannot go on."""
+
+
+class HardwareError(BlocklensError, RuntimeError):
+    """A machine that lacks a device or a package that the params ask for."""
 
 
 def _message(summary: str, problems: Sequence[Problem]) -> str:

@@ -19,7 +19,7 @@ from stages.runtime.files import sha256_file
 NUMERICAL_PACKAGES: Final = ("diffusers", "peft", "pytorch-optimizer", "torch", "transformers")
 """Installed packages whose version can change a weight."""
 
-OPTIONAL_PACKAGES: Final = ("bitsandbytes",)
+OPTIONAL_PACKAGES: Final = ("bitsandbytes", "torchao")
 """Such packages that a run can do without."""
 
 _ROOT: Final = Path(__file__).parents[2]

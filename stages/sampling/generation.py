@@ -27,6 +27,7 @@ from stages.families.flow import predict_velocity, sampling_sigmas
 from stages.families.latents import decode_pictures
 from stages.families.loading import load_transformer, load_vae
 from stages.families.noise import initial_noise
+from stages.families.quantisation import require_hardware
 from stages.families.text import TextBatch, TextEmbedding, batch_text
 from stages.runtime.device import configure_torch
 from stages.sampling.gates import BlockGates, block_gates
@@ -100,10 +101,12 @@ def open_generator(
 
     Raises:
         AdapterError: the adapter does not fit the base model.
+        HardwareError: a package or GPU that `model` asks for is missing.
     """
     device = configure_torch()
+    require_hardware(model, device)
     texts = embed_prompts(folder, prompts, model, device)
-    transformer = load_transformer(folder, model.precision, device)
+    transformer = load_transformer(folder, model, device)
     attach_adapter(transformer, adapter)
     with block_gates(transformer, adapter.blocks) as gates:
         yield make_generator(folder, transformer, texts, sampling, gates)

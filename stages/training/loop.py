@@ -25,6 +25,7 @@ from stages.adapters.files import write_adapter
 from stages.contracts.params import TrainParams
 from stages.runtime.files import sha256_file
 from stages.runtime.progress import track
+from stages.training.distribution import agreed, leader_first, world
 from stages.training.encoded import Encoded
 from stages.training.interruption import held_interruption
 from stages.training.memory import explained_memory
@@ -72,19 +73,27 @@ def average_name(step: int) -> str:
 def train_adapter(run: Run, folder: Path) -> Journal:
     """Return the journal of the whole run, begun or continued; its files lie in `folder`.
 
+    Of several processes (distribution.py) the first one's alone is whole, and it alone writes.
+
     Raises:
-        TrainingError: a loss or gradient is not finite, memory ran out, or the optimiser cannot
-            run on this machine.
+        HardwareError: the optimiser cannot run on this machine.
+        TrainingError: a loss or gradient is not finite, or memory ran out.
         KeyboardInterrupt: on Ctrl-C; like SystemExit on SIGTERM, after the state was saved.
     """
     trainee = make_trainee(run.transformer, run.params)
     pace, end = _Pace(), total_steps(run.params)
     with held_interruption() as interruption:
-        journal = _resume(trainee, folder) or _begin(run, folder)
+        with leader_first():
+            journal = _resume(trainee, folder)
+        journal = journal or _begin(run, folder)
         steps = range(journal.step + 1, end + 1)
         for step in track(steps, len(steps), "train"):
             with explained_memory(run.params, step):
                 _advance(run, trainee, journal, folder)
+            interruption.number = agreed(interruption.number)
+            if not world().leads:
+                interruption.leave()
+                continue
             if interruption.number is not None or step == end or pace.due():
                 started = time.monotonic()
                 save_state(folder, journal, trainee_contents(trainee))
@@ -116,6 +125,8 @@ class _Pace:
 
 def _begin(run: Run, folder: Path) -> Journal:
     """Return the journal of the base model: the adapter's B is zero, so it has no effect yet."""
+    if not world().leads:
+        return Journal(step=0, history=[], files={})
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(step=0, history=[], files={})
     with explained_memory(run.params, 0):
@@ -141,6 +152,9 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
     """Take the next step, then measure, keep and draw what is due after it."""
     step, params = journal.step + 1, run.params
     result = take_step(trainee, run.data, params, step)
+    if not world().leads:
+        journal.step = step
+        return
     journal.step = step
     due = _due(step, params)
     measures = of_average = None

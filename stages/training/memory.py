@@ -43,7 +43,7 @@ def _advice(params: TrainParams, step: int, error: BaseException) -> TrainingErr
 
 def _ways_out(params: TrainParams) -> list[str]:
     """Return what would lower the need for memory, the most effective first."""
-    ways = ["load the base model quantised, see presets/ for smaller cards"]
+    ways = ["a quantised base: model.quantisation nf4, or fp8, or int8"]
     if not params.gradient_checkpointing:
         ways.append("train.gradient_checkpointing: true")
     ways.append("a smaller encode.size_px")

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from stages.contracts.errors import Problem, TrainingError
+from stages.contracts.errors import HardwareError, Problem
 from stages.contracts.params import TrainParams
 from stages.training.weights import weights_kept
 
@@ -31,19 +31,23 @@ class _TwoPoints(Protocol):
 
 
 def require_optimiser(name: str, device: torch.device) -> None:
-    """Raise TrainingError where the optimiser `name` cannot run on `device` of this machine."""
+    """Accept a machine on whose `device` the optimiser `name` can run.
+
+    Raises:
+        HardwareError: a package is missing, or a GPU; all that is missing is named.
+    """
     if name != "adamw8bit":
         return
     problems = []
     if importlib.util.find_spec("bitsandbytes") is None:
         what = "needs the package bitsandbytes, which is not installed"
         remedy = f"Run `pip install 'blocklens[gpu]'`. {_EIGHT_BIT_REMEDY}"
-        problems.append(Problem(f"train.optimiser {name}", what, remedy))
+        problems.append(Problem(f"train.optimiser: {name}", what, remedy))
     if device.type != "cuda":
-        what = f"needs a CUDA GPU, this run is on {device.type}"
-        problems.append(Problem(f"train.optimiser {name}", what, _EIGHT_BIT_REMEDY))
+        what = f"needs a CUDA device, this run's is {device.type}"
+        problems.append(Problem(f"train.optimiser: {name}", what, _EIGHT_BIT_REMEDY))
     if problems:
-        raise TrainingError("The optimiser cannot run here", problems)
+        raise HardwareError("The optimiser cannot run here", problems)
 
 
 def build_optimiser(
@@ -54,7 +58,7 @@ def build_optimiser(
     Its other settings are its library's own, except where a comment says why not.
 
     Raises:
-        TrainingError: adamw8bit without bitsandbytes or without a CUDA GPU.
+        HardwareError: adamw8bit without bitsandbytes or without a CUDA GPU.
     """
     values = list(parameters.values())
     require_optimiser(params.optimiser, values[0].device)

@@ -13,6 +13,7 @@ from torch import nn
 from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
 from stages.training.batches import Draw, Sample, draw_sample, samples_of_step
+from stages.training.distribution import add_gradients, gathered, total, world
 from stages.training.encoded import Encoded
 from stages.training.lora_forward import rank_dropout, rank_factors, total_rank
 from stages.training.objective import assemble, flow_losses
@@ -50,21 +51,25 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
     transformer = trainee.transformer
     trainee.optimiser.zero_grad(set_to_none=True)
     loss = 0.0
+    problems: list[Problem] = []
     for members in _passes(draws, params.batch):
         batch = assemble([draws[m] for m in members], transformer.device, transformer.dtype)
         with _dropout(trainee, data, params, [samples[m] for m in members]):
             losses = flow_losses(transformer, batch, params.guidance)
             named = [(names[m], draws[m]) for m in members]
-            _require_finite("loss", losses.tolist(), step, named)
-            # Gradients add up: the whole is that of the mean over the step's samples.
+            problems += _not_finite("loss", losses.tolist(), step, named)
+            # Gradients add up: the whole is that of the mean over the step's samples, those of
+            # other processes too.
             weights = torch.tensor([draws[m].weight for m in members], device=losses.device)
-            part = (losses * weights).mean() * (len(members) / len(draws))
+            part = (losses * weights).mean() * (len(members) / _pictures(params))
             torch.autograd.backward([part])
         loss += part.item()
+    loss = total(loss)
+    _require_none(problems, step)
+    add_gradients(trainee.parameters)
     norm = nn.utils.clip_grad_norm_(trainee.parameters.values(), params.gradient_clip).item()
-    _require_finite(
-        "gradient norm", [norm] * len(draws), step, list(zip(names, draws, strict=True))
-    )
+    named = list(zip(names, draws, strict=True))
+    _require_none(_not_finite("gradient norm", [norm] * len(draws), step, named), step)
     rate = set_learning_rate(trainee.optimiser, learning_rate(step, params))
     trainee.optimiser.step()
     if trainee.average is not None:
@@ -72,9 +77,15 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
     return StepResult(loss, norm, rate)
 
 
-def _samples(data: Encoded, params: TrainParams, step: int) -> tuple[Sample, ...]:
+def _pictures(params: TrainParams) -> int:
+    """Return how many pictures all processes together train on in one step."""
+    return params.batch * params.accumulation
+
+
+def _samples(data: Encoded, params: TrainParams, step: int) -> Sequence[Sample]:
+    """Return this process's share of a step's samples."""
     repeats = [picture.repeats for picture in data.training]
-    return samples_of_step(step, params.batch * params.accumulation, repeats, params.seed)
+    return world().share(samples_of_step(step, _pictures(params), repeats, params.seed))
 
 
 def _draw(data: Encoded, params: TrainParams, sample: Sample) -> Draw:
@@ -116,15 +127,19 @@ def _passes(draws: Sequence[Draw], batch: int) -> list[list[int]]:
     ]
 
 
-def _require_finite(
+def _not_finite(
     what: str, values: Sequence[float], step: int, named: Sequence[tuple[str, Draw]]
-) -> None:
-    problems = [
+) -> list[Problem]:
+    return [
         Problem(
             f"step {step}, picture {name}, sigma {draw.sigma:.4f}", f"{what} is {value}", _REMEDY
         )
         for (name, draw), value in zip(named, values, strict=True)
         if not math.isfinite(value)
     ]
-    if problems:
-        raise TrainingError(f"Training cannot go on after step {step - 1}", problems)
+
+
+def _require_none(problems: Sequence[Problem], step: int) -> None:
+    """Raise TrainingError, in all processes alike, where any of them has a problem."""
+    if total(len(problems)):
+        raise TrainingError(f"Training cannot go on after step {step - 1}", gathered(problems))

@@ -61,6 +61,7 @@ def test_all_mistakes_are_reported_together_with_their_lines(written: Writer) ->
     ("section", "key", "value", "expected"),
     [
         ("train", "checkpoint_every", 75, "must be a multiple of validation_every"),
+        ("train", "steps", "many", "must be a whole number of at least 1, or auto, got 'many'"),
         ("prompts", "held_out_seeds", [0], "seeds both in seeds and held_out_seeds"),
         ("prompts", "develop", ["a robot"], "prompts lack the trigger 'tok'"),
         ("prompts", "without_trigger", ["tok again"], "contain the trigger 'tok'"),
@@ -88,6 +89,41 @@ def test_values_that_contradict_each_other_are_refused(
     path = written(lambda document: document[section].__setitem__(key, value))
     with pytest.raises(ParamsError, match=expected):
         load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"quantisation": "int8"}, "quantisation: int8 computes in bfloat16"),
+        (
+            {"precision": "bfloat16", "quantisation": "fp8", "offload": "group"},
+            "quantisation: fp8 and offload: group exclude each other",
+        ),
+        (
+            {"offload": "group"},
+            "needs train.gradient_checkpointing and attribute.gradient_checkpointing: true",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_kept_so_are_refused(
+    written: Writer, model: Document, expected: str
+) -> None:
+    """What the base model is stored as, and where, has to go together, before anything is read."""
+    with pytest.raises(ParamsError, match=expected):
+        load_params(written(lambda document: document["model"].update(model)))
+
+
+def test_steps_may_be_left_to_the_pictures(written: Writer) -> None:
+    """`auto` is the one word among the numbers of steps."""
+    path = written(lambda document: document["train"].__setitem__("steps", "auto"))
+    assert load_params(path).train.steps == "auto"
+
+
+def test_schedule_free_refuses_a_schedule(written: Writer) -> None:
+    """Its average stands in place of a falling rate; both together train neither."""
+    change = {"optimiser": "schedule-free-adamw", "scheduler": "cosine"}
+    with pytest.raises(ParamsError, match="scheduler must be constant, not cosine"):
+        load_params(written(lambda document: document["train"].update(change)))
 
 
 def test_a_branch_name_is_not_a_revision(written: Writer) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 
+from stages.contracts.params import ModelParams
 from stages.families.architecture import read_architecture
 from stages.families.flow import predict_velocity, sampling_sigmas
 from stages.families.latents import decode_pictures
@@ -19,11 +20,14 @@ from stages.families.text import batch_text, count_tokens, encode_prompts
 CPU = torch.device("cpu")
 PROMPT = "a small red circle on the left, striped blue background"
 STEPS, TEXT_TOKENS, SIZE_PX, SEED, GUIDANCE = 3, 32, 128, 11, 2.5
+MODEL = ModelParams(
+    precision="float32", quantisation="none", offload="none", text_tokens=TEXT_TOKENS
+)
 
 
 def test_euler_steps_of_ours_equal_the_pipeline(nano_flux: Path) -> None:
     """Noise, schedule, text, guidance, step and decoder: all as diffusers does it."""
-    transformer = load_transformer(nano_flux, "float32", CPU)
+    transformer = load_transformer(nano_flux, MODEL, CPU)
     text = batch_text(
         encode_prompts(load_text_encoders(nano_flux, "float32", CPU), [PROMPT], TEXT_TOKENS)
     )

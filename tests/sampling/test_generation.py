@@ -25,14 +25,14 @@ PROMPTS = (
     NamedPrompt("develop-0", "tok, a large robot in the centre, plain yellow background"),
     NamedPrompt("develop-1", "a medium blue star on the left, striped green background"),
 )
-MODEL = ModelParams(precision="float32", text_tokens=24)
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=24)
 SAMPLING = SamplingParams(size_px=64, steps=3, guidance=2.5, batch=4)
 
 
 @contextmanager
 def gated_generator(folder: Path, adapter_path: Path | None = None) -> Iterator[Generator]:
     """A generator of the embedded model with an adapter in three blocks."""
-    transformer = load_transformer(folder, "float32", CPU)
+    transformer = load_transformer(folder, MODEL, CPU)
     architecture = read_architecture(folder)
     blocks = [architecture.blocks[index] for index in (3, 20, 50)]
     adapter = plant_adapter(architecture, linear_shapes(transformer), same_strength(blocks, 0.1))

@@ -30,7 +30,7 @@ def test_prompts_are_numbered_within_their_list() -> None:
 def test_embeddings_are_found_by_name(nano_flux: Path) -> None:
     """Each prompt has its own embedding, of the length that params ask for."""
     named = name_prompts(PARAMS).develop
-    model = ModelParams(precision="float32", text_tokens=12)
+    model = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=12)
     texts = embed_prompts(nano_flux, named, model, torch.device("cpu"))
     assert set(texts) == {"develop-0", "develop-1"}
     assert texts["develop-0"].tokens.shape[0] == 12

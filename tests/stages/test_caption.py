@@ -19,7 +19,7 @@ from tests.captioning.settings import caption_params
 from tests.captioning.tiny import NOTHING, write_tiny_blip
 
 PARAMS = caption_params(max_new_tokens=3)
-MODEL = ModelParams(precision="float32", text_tokens=24)
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=24)
 
 
 def make(folder: Path, weights: Path, pictures: list[Raw]) -> dict[str, Path]:

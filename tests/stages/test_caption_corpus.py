@@ -20,7 +20,7 @@ from tests.captioning.prepared import Raw, write_prepared
 from tests.captioning.settings import caption_params
 
 PARAMS = caption_params(captioner="template", template="a robot")
-MODEL = ModelParams(precision="float32", text_tokens=32)
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=32)
 
 
 @dataclass(frozen=True)

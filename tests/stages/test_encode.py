@@ -19,7 +19,7 @@ from stages.runtime.files import sha256_file
 from stages.training.encoded import Encoded, read_encoded
 
 PARAMS = EncodeParams(size_px=64, sample_prompts=["tok, a robot", "tok, second"])
-MODEL = ModelParams(precision="float32", text_tokens=8)
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=8)
 NAMES = {"first": "train", "second": "train", "third": "validation"}
 
 

@@ -31,7 +31,7 @@ from stages.imaging.metrics import recovery
 from stages.render import render
 from stages.sampling.prompts import embed_prompts, name_prompts
 
-MODEL = ModelParams(precision="float32", text_tokens=16)
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=16)
 SAMPLING = SamplingParams(size_px=64, steps=2, guidance=2.5, batch=12)
 PROMPTS = PromptsParams(
     develop=["tok, a large robot in the centre, plain yellow background"],
@@ -69,7 +69,7 @@ def plant(folder: Path, silent: tuple[BlockId, ...]) -> Adapter:
     LoRA, and unlike with random numbers, they pull together, whatever the base model's weights.
     """
     architecture, cpu = read_architecture(folder), torch.device("cpu")
-    transformer = load_transformer(folder, "float32", cpu)
+    transformer = load_transformer(folder, MODEL, cpu)
     wanted = {*PLANTED, *silent}
     modules = [name for name in lora_modules(architecture, "all") if block_of(name) in wanted]
     add_lora(transformer, modules, rank=2, alpha=2.0, seed=0)

@@ -21,7 +21,7 @@ from stages.render import render
 from tests.sampling.planting import plant_adapter, tiny_architecture, write_tiny_folder
 
 BLOCKS = (BlockId("double", 1), BlockId("single", 2))
-MODEL = ModelParams(precision="float32", text_tokens=16)
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=16)
 SAMPLING = SamplingParams(size_px=64, steps=2, guidance=2.5, batch=4)
 PROMPTS = PromptsParams(
     develop=["tok, a large robot in the centre", "tok, a small robot on the left"],

@@ -22,7 +22,7 @@ from stages.imaging.metrics import recovery
 from stages.slim import slim
 from tests.sampling.planting import plant_adapter, tiny_architecture, write_tiny_folder
 
-MODEL = ModelParams(precision="float32", text_tokens=16)
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=16)
 SAMPLING = SamplingParams(size_px=64, steps=2, guidance=2.5, batch=4)
 PROMPTS = PromptsParams(
     develop=["tok, a large robot in the centre", "tok, a small robot on the left"],

@@ -10,7 +10,7 @@ from stages.families.architecture import Architecture
 from stages.training.encoded import Encoded
 from stages.training.metadata import Origin, adapter_metadata, tag_frequency
 
-MODEL = ModelParams(precision="float32", text_tokens=8)
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=8)
 
 
 def metadata(encoded: Encoded, params: TrainParams, guidance: bool = True) -> dict[str, str]:

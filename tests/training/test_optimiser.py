@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.contracts.errors import TrainingError
+from stages.contracts.errors import HardwareError
 from stages.contracts.params import TrainParams
 from stages.families.noise import keyed_normal
 from stages.training.optimiser import (
@@ -177,15 +177,15 @@ def test_eight_bit_without_a_gpu_is_refused(
 ) -> None:
     """Before the first step, with all that is lacking and what else would do."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(HardwareError) as caught:
         require_optimiser("adamw8bit", torch.device("cpu"))
     message = str(caught.value)
     assert "(2 problems)" in message
     assert "needs the package bitsandbytes, which is not installed" in message
     assert "pip install 'blocklens[gpu]'" in message
-    assert "needs a CUDA GPU, this run is on cpu" in message
+    assert "needs a CUDA device, this run's is cpu" in message
     assert "adafactor" in message
-    with pytest.raises(TrainingError, match="needs a CUDA GPU"):
+    with pytest.raises(HardwareError, match="needs a CUDA device"):
         build_optimiser(matrices(), named(params, "adamw8bit"))
     for name in ON_CPU:
         require_optimiser(name, torch.device("cpu"))

@@ -46,6 +46,20 @@ class Params(Section):
     report: ReportParams
 
     @model_validator(mode="after")
+    def _offload_recomputes(self) -> Self:
+        keeping = [
+            f"{name}.gradient_checkpointing"
+            for name, section in (("train", self.train), ("attribute", self.attribute))
+            if not section.gradient_checkpointing
+        ]
+        if self.model.offload == "group" and keeping:
+            raise ValueError(
+                f"model.offload: group needs {' and '.join(keeping)}: true, or the backward pass "
+                "keeps every weight on the GPU"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _prompts_match_the_trigger(self) -> Self:
         trigger = self.caption.trigger
         lacking = [p for p in self.prompts.develop + self.prompts.held_out if trigger not in p]

@@ -15,9 +15,30 @@ class ModelParams(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         description="Number format of the base model; the adapter itself is always float32."
     )
+    quantisation: Literal["none", "int8", "fp8", "nf4"] = Field(
+        description="Storage of the blocks' weights: none as precision says, int8 and fp8 one byte "
+        "each (torchao), nf4 half a byte (bitsandbytes, GPU only). See docs/hardware.md."
+    )
+    offload: Literal["none", "group"] = Field(
+        description="group: weights wait in main memory and come to the GPU layer by layer; slow, "
+        "for cards that they do not fit on."
+    )
     text_tokens: Annotated[int, Field(ge=8, le=512)] = Field(
         description="Length, in T5 tokens, that every prompt is padded or cut to (FLUX.1-dev: 512)."
     )
+
+    @model_validator(mode="after")
+    def _weights_fit_together(self) -> Self:
+        if self.quantisation != "none" and self.precision != "bfloat16":
+            raise ValueError(
+                f"quantisation: {self.quantisation} computes in bfloat16; set precision: bfloat16"
+            )
+        if self.quantisation != "none" and self.offload != "none":
+            raise ValueError(
+                f"quantisation: {self.quantisation} and offload: {self.offload} exclude each "
+                "other: a quantised weight cannot be moved part by part"
+            )
+        return self
 
 
 class SamplingParams(Section):

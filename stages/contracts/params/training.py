@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma
 
 OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free-adamw"]
 SchedulerName = Literal["constant", "linear", "cosine", "cosine-restarts", "polynomial"]
+
+
+def _number_or_auto(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError("must be a whole number of at least 1, or auto")
+    return value
+
+
+Steps = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
 
 
 class TrainParams(Section):
@@ -22,7 +31,7 @@ class TrainParams(Section):
     targets: Literal["all", "attention", "attention+mlp"] = Field(
         description="Linear layers of the blocks that get an adapter (all: 494 on FLUX.1)."
     )
-    steps: Positive | Literal["auto"] = Field(
+    steps: Steps = Field(
         description="Optimiser steps; auto: 100 per training picture, at least 500, at most 4000."
     )
     batch: Positive = Field(description="Pictures per forward and backward pass.")
