@@ -2,9 +2,9 @@
 
 Reads:   prepared pictures and their manifest (--images), captions (--captions), the base model's
          VAE and text encoders (--weights).
-Writes:  latents-<hash>.safetensors per picture, text-<hash>.safetensors per caption and sample
-         prompt and for the empty caption, index.csv (ENCODED).
-Params:  encode, model.
+Writes:  latents-<hash>.safetensors per picture, text-<hash>.safetensors per caption and prompt
+         and for the empty caption, index.csv (ENCODED).
+Params:  encode, model; of prompts those without the trigger, by which train measures bleed.
 
 Every file is named after the hash of what went in, so that training, which loads neither VAE nor
 text encoders, cannot pair a picture with another one's caption.
@@ -13,7 +13,7 @@ text encoders, cannot pair a picture with another one's caption.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from stages.contracts.errors import DatasetError, Problem
-from stages.contracts.params import EncodeParams, ModelParams
+from stages.contracts.params import EncodeParams, ModelParams, PromptsParams
 from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, accepted, read_table, write_table
 from stages.families.latents import encode_pictures, training_size
 from stages.families.loading import load_text_encoders, load_vae
@@ -38,7 +38,7 @@ from stages.training.encoded import (
     INDEX,
     Latents,
     file_name,
-    sample_name,
+    prompt_name,
     write_latents,
     write_text,
 )
@@ -64,6 +64,7 @@ class _Source:
 def encode(
     params: EncodeParams,
     model: ModelParams,
+    prompts: PromptsParams,
     *,
     weights: Path,
     images: Path,
@@ -73,7 +74,8 @@ def encode(
     """Write latents, text embeddings and their index into `out`."""
     sources = _read_sources(images, captions)
     folder = ensure_weights(weights)
-    index = _index(sources, params, model, read_manifest(weights))
+    drawn = {"sample": params.sample_prompts, "plain": prompts.without_trigger}
+    index = _index(sources, drawn, params, model, read_manifest(weights))
     device = configure_torch()
     texts = dict(zip(index["text_file"], index["caption"], strict=True))
     _log.info(
@@ -135,7 +137,11 @@ def _changed(source: _Source) -> Problem | None:
 
 
 def _index(
-    sources: Sequence[_Source], params: EncodeParams, model: ModelParams, manifest: Manifest
+    sources: Sequence[_Source],
+    prompts: Mapping[str, Sequence[str]],
+    params: EncodeParams,
+    model: ModelParams,
+    manifest: Manifest,
 ) -> pd.DataFrame:
     def text_row(kind: str, name: str, caption: str) -> dict[str, str | int]:
         text_file = file_name(
@@ -167,11 +173,12 @@ def _index(
         }
         for source in sources
     ]
-    samples = [
-        text_row("sample", sample_name(index), prompt)
-        for index, prompt in enumerate(params.sample_prompts)
+    drawn = [
+        text_row(kind, prompt_name(kind, number), prompt)
+        for kind, texts in prompts.items()
+        for number, prompt in enumerate(texts)
     ]
-    return pd.DataFrame([*pictures, *samples, text_row("empty", "empty", "")])
+    return pd.DataFrame([*pictures, *drawn, text_row("empty", "empty", "")])
 
 
 def _read_pixels(path: Path, size_px: int) -> torch.Tensor:
@@ -213,7 +220,11 @@ def _box(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, 
 
 def main() -> None:
     """Run the stage as dvc.yaml does."""
-    run_stage(encode, sections=("encode", "model"), paths=("weights", "images", "captions", "out"))
+    run_stage(
+        encode,
+        sections=("encode", "model", "prompts"),
+        paths=("weights", "images", "captions", "out"),
+    )
 
 
 if __name__ == "__main__":

@@ -177,8 +177,9 @@ ENCODED: Final = _table(
     ("kind", "name"),
     {
         # kind: image = a picture (file: latents; text: its caption's embedding);
-        # sample = a sample prompt; empty = the empty caption of caption dropout.
-        "kind": _text("image|sample|empty"),
+        # sample = a sample prompt; plain = a prompt without the trigger; empty = the empty caption
+        # of caption dropout.
+        "kind": _text("image|sample|plain|empty"),
         "name": _text(),
         "split": _text("train|validation|"),
         # How often an epoch uses a training picture; 1 elsewhere.

@@ -53,7 +53,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One sample prompt."""
+    """One prompt that pictures are drawn for."""
 
     prompt: str
     text: TextEmbedding
@@ -63,14 +63,16 @@ class Prompt:
 class Encoded:
     """Everything that training reads.
 
-    Pictures are in the order of their names, sample prompts in that of params.yaml. `sha256` is
-    the index's, which names every file by the hash of what it was made from: the whole dataset's.
+    Pictures are in the order of their names, prompts in that of params.yaml: `samples` are drawn
+    while training, `plain` ones lack the trigger and show what bleeds. `sha256` is the index's,
+    which names every file by the hash of what it was made from: the whole dataset's.
     """
 
     training: tuple[Picture, ...]
     validation: tuple[Picture, ...]
     empty: TextEmbedding
     samples: tuple[Prompt, ...]
+    plain: tuple[Prompt, ...]
     sha256: str
 
     @property
@@ -96,9 +98,9 @@ def file_name(kind: str, manifest: Manifest, parts: Sequence[str], **inputs: str
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]}.safetensors"
 
 
-def sample_name(index: int) -> str:
-    """Return the index's name of the sample prompt at a place in params.yaml."""
-    return f"sample-{index}"
+def prompt_name(kind: str, number: int) -> str:
+    """Return the index's name of the prompt of a kind at a place in params.yaml."""
+    return f"{kind}-{number}"
 
 
 def write_latents(path: Path, latents: Latents) -> None:
@@ -123,10 +125,7 @@ def read_encoded(folder: Path) -> Encoded:
     rows = [_Row(*values) for values in table.itertuples(index=False, name=None)]
     reader = _Reader(folder)
     pictures = [(row, reader.latents(row), reader.text(row)) for row in _of_kind(rows, "image")]
-    samples = [
-        (row, reader.text(row))
-        for row in sorted(_of_kind(rows, "sample"), key=lambda row: _sample_number(row.name))
-    ]
+    samples, plain = (_prompts(reader, rows, kind) for kind in ("sample", "plain"))
     empty = next((reader.text(row) for row in _of_kind(rows, "empty")), None)
     problems = reader.problems + _lacking(folder, rows) + _unequal(folder, pictures)
     if problems or empty is None:
@@ -140,7 +139,8 @@ def read_encoded(folder: Path) -> Encoded:
         training=tuple(picture for split, picture in whole if split == "train"),
         validation=tuple(picture for split, picture in whole if split == "validation"),
         empty=empty,
-        samples=tuple(Prompt(row.caption, text) for row, text in samples if text is not None),
+        samples=samples,
+        plain=plain,
         sha256=sha256_file(folder / INDEX),
     )
 
@@ -190,8 +190,11 @@ class _Reader:
         return tensors
 
 
-def _sample_number(name: str) -> int:
-    return int(name.removeprefix("sample-"))
+def _prompts(reader: _Reader, rows: Sequence[_Row], kind: str) -> tuple[Prompt, ...]:
+    """Return the prompts of a kind by number; unreadable ones are among the reader's problems."""
+    ordered = sorted(_of_kind(rows, kind), key=lambda row: int(row.name.rpartition("-")[2]))
+    texts = [(row.caption, reader.text(row)) for row in ordered]
+    return tuple(Prompt(caption, text) for caption, text in texts if text is not None)
 
 
 def _of_kind(rows: Sequence[_Row], kind: str) -> list[_Row]:

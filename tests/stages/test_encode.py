@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from stages.contracts.errors import DatasetError
-from stages.contracts.params import EncodeParams, ModelParams
+from stages.contracts.params import EncodeParams, ModelParams, PromptsParams
 from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, read_table, write_table
 from stages.encode import encode
 from stages.families.loading import load_vae
@@ -20,6 +20,13 @@ from stages.training.encoded import Encoded, read_encoded
 
 PARAMS = EncodeParams(size_px=64, sample_prompts=["tok, a robot", "tok, second"])
 MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=8)
+PROMPTS = PromptsParams(
+    develop=["tok, one"],
+    held_out=["tok, two"],
+    without_trigger=["a circle", "a star"],
+    seeds=[0],
+    held_out_seeds=[1],
+)
 NAMES = {"first": "train", "second": "train", "third": "validation"}
 
 
@@ -91,7 +98,7 @@ def prepared(tmp_path: Path) -> Path:
 def run(weights: Path, prepared: Path, out: Path) -> Encoded:
     """Run the stage and read what it wrote."""
     captions = prepared / "captions.csv"
-    encode(PARAMS, MODEL, weights=weights, images=prepared, captions=captions, out=out)
+    encode(PARAMS, MODEL, PROMPTS, weights=weights, images=prepared, captions=captions, out=out)
     return read_encoded(out)
 
 
@@ -112,10 +119,11 @@ def test_pictures_and_captions_are_encoded(
     assert first.latents.std.min() > 0
     assert first.text.tokens.shape[0] == 8
     assert [sample.prompt for sample in encoded.samples] == PARAMS.sample_prompts
+    assert [plain.prompt for plain in encoded.plain] == PROMPTS.without_trigger
     index = read_table(ENCODED, tmp_path / "out" / "index.csv")
     named = set(index["text_file"]) | set(index["latents_file"]) - {""}
     assert {path.name for path in (tmp_path / "out").iterdir()} == named | {"index.csv"}
-    assert len(set(index["text_file"])) == 3, "equal texts share a file"
+    assert len(set(index["text_file"])) == 5, "equal texts share a file"
 
 
 def test_latents_are_those_of_the_resized_picture(

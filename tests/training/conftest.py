@@ -49,6 +49,7 @@ def encoded() -> Encoded:
         validation=tuple(make_picture(f"held-out-{index}") for index in range(2)),
         empty=make_text(""),
         samples=(Prompt("tok", make_text("tok")),),
+        plain=(Prompt("a circle", make_text("a circle")),),
         sha256="0" * 64,
     )
 

@@ -15,8 +15,8 @@ from stages.training.encoded import (
     INDEX,
     Latents,
     file_name,
+    prompt_name,
     read_encoded,
-    sample_name,
     write_latents,
     write_text,
 )
@@ -48,12 +48,14 @@ def row(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two training pictures, a held-out one, eleven sample prompts and the empty caption."""
+    """Two training pictures, a held-out one, eleven prompts of each kind and the empty caption."""
     rows = [row("empty", "empty")]
     for name, split in (("b", "train"), ("a", "train"), ("c", "validation")):
         rows.append(row("image", name, split, f"latents-{name}.safetensors"))
         write_latents(tmp_path / f"latents-{name}.safetensors", make_picture(name).latents)
-    rows += [row("sample", sample_name(index), text="text-a.safetensors") for index in range(11)]
+    for kind in ("sample", "plain"):
+        names = [prompt_name(kind, number) for number in range(11)]
+        rows += [row(kind, name, text="text-a.safetensors") for name in names]
     for name in ("a", "b", "c", "empty"):
         write_text(tmp_path / f"text-{name}.safetensors", make_text(name))
     write_table(ENCODED, pd.DataFrame(rows), tmp_path / INDEX)
