@@ -51,7 +51,7 @@ def test_all_mistakes_are_reported_together_with_their_lines(written: Writer) ->
     number = next(i for i, line in enumerate(lines, start=1) if "rnak" in line)
     assert "5 problems" in message
     assert f"{path}:{number} train.rnak: unknown key. Did you mean 'rank'?" in message
-    assert "train.steps: Input should be greater than or equal to 1, got 0" in message
+    assert "train.steps: must be a whole number of at least 1, or auto, got 0" in message
     assert "train.learning_rate: Input should be a valid number, got 'fast'" in message
     assert "slim.recovery: missing. Add it: Recovery that the slim adapter must reach." in message
     assert "colour: unknown key" in message
