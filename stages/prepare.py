@@ -1,7 +1,8 @@
 """Raw pictures in, checked pictures of one size or of buckets out.
 
 Reads:  the folders of training and validation pictures (their captions are caption's affair).
-Writes: images/<image>.png, manifest.csv, sheet.jpg, metrics.json.
+Writes: images/<image>.png, images/masks/<image>.png of those with transparency, manifest.csv,
+        sheet.jpg, metrics.json.
 Params: prepare.
 
 Every file of both folders is checked before anything is accepted. One that cannot be used stops
@@ -26,7 +27,7 @@ from PIL import Image
 
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import PrepareParams
-from stages.contracts.tables import ACCEPTED, MANIFEST, SKIPPED, write_table
+from stages.contracts.tables import ACCEPTED, MANIFEST, MASKS, SKIPPED, write_table
 from stages.imaging.colour import plain_mode, to_srgb
 from stages.imaging.dataset_sheet import SHOWN_CELLS, Cell, draw_dataset, make_thumbnail
 from stages.imaging.fit import place, scale, upscale_factor
@@ -57,6 +58,8 @@ from stages.runtime.progress import track
 _MOST_WORKERS: Final = 8
 """Each holds one decoded picture: 400 MB at the largest that the default limits let in."""
 
+_OPAQUE: Final = 255
+
 _PICTURE_METRICS: Final = {
     "exact_duplicates": EXACT,
     "images_blurred": BLURRED,
@@ -80,6 +83,7 @@ class _Prepared:
     sha256: str
     original: tuple[int, int]
     size: tuple[int, int]
+    mask_sha256: str
     exif_orientation: int
     notes: tuple[str, ...]
 
@@ -135,9 +139,8 @@ def _prepare_picture(source: Source, params: PrepareParams, folder: Path) -> _Pr
     scaled = scale(plain_mode(picture.image), params.size_px, params.fit, params.focus)
     colours, notes = to_srgb(scaled, params.background)
     side = params.size_px
-    pixels = place(
-        colours, (side, side) if params.fit == "pad" else colours.size, params.background
-    )
+    size = (side, side) if params.fit == "pad" else colours.size
+    pixels = place(colours, size, params.background)
     data = encode_png(pixels)
     (folder / f"{source.name}.png").write_bytes(data)
     original = picture.width_px, picture.height_px
@@ -157,9 +160,20 @@ def _prepare_picture(source: Source, params: PrepareParams, folder: Path) -> _Pr
         sha256=hashlib.sha256(data).hexdigest(),
         original=original,
         size=(pixels.shape[1], pixels.shape[0]),
+        mask_sha256=_write_mask(scaled, size, folder / MASKS / f"{source.name}.png"),
         exif_orientation=picture.exif_orientation,
         notes=picture.notes + notes,
     )
+
+
+def _write_mask(image: Image.Image, size: tuple[int, int], path: Path) -> str:
+    """Write how opaque a prepared picture is, and return the file's hash; "" where it all is."""
+    if image.mode != "RGBA" or image.getchannel("A").getextrema() == (_OPAQUE, _OPAQUE):
+        return ""
+    data = encode_png(place(image.getchannel("A"), size, [0]))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _require_usable(
@@ -220,6 +234,7 @@ def _metrics(
         "images_train": splits["train"],
         "images_validation": splits["validation"],
         "images_regularisation": sum(picture.origin.regularisation for picture in prepared),
+        "images_masked": sum(picture.mask_sha256 != "" for picture in prepared),
         "images_upscaled": sum(picture.reviewed.upscale > 1 for picture in prepared),
         **{metric: kinds[kind] for metric, kind in _PICTURE_METRICS.items()},
         "near_duplicates": len(duplicate_of(warnings)),
@@ -280,6 +295,8 @@ def _accepted_row(picture: _Prepared, twins: dict[str, str]) -> dict[str, object
         "width_px": picture.size[0],
         "height_px": picture.size[1],
         "exif_orientation": picture.exif_orientation,
+        "upscale": reviewed.upscale,
+        "mask_sha256": picture.mask_sha256,
         "blur": reviewed.quality.blur,
         "perceptual_hash": f"{reviewed.perceptual_hash:016x}",
         "near_duplicate_of": twins.get(reviewed.name, ""),
@@ -296,7 +313,7 @@ def _row(source: Source) -> dict[str, object]:
     empty: dict[str, object] = {
         **dict.fromkeys(MANIFEST.schema.columns, ""),
         **dict.fromkeys((*numbers, "exif_orientation"), 0),
-        "blur": 0.0,
+        **dict.fromkeys(("blur", "upscale"), 0.0),
     }
     return {
         **empty,

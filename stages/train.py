@@ -16,20 +16,22 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pandas as pd
 import torch
 from diffusers import FluxTransformer2DModel
 
-from stages.adapters.attach import add_lora, lora_parameters
+from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import HISTORY, write_table
-from stages.families.architecture import Architecture, lora_modules, read_architecture
+from stages.families.architecture import Architecture, read_architecture
 from stages.families.loading import checkpoint_blocks, load_transformer
 from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
@@ -45,10 +47,12 @@ from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.metadata import Origin, adapter_metadata
 from stages.training.optimiser import require_optimiser
-from stages.training.schedule import settle_steps, total_steps
+from stages.training.schedule import pictures_per_step, settle_steps, total_steps
 from stages.training.selection import choose_checkpoint
 from stages.training.state import Journal, clear_state
+from stages.training.targets import plan_lora
 
+_LAST_STEPS: Final = 50
 _log = logging.getLogger(__name__)
 
 
@@ -66,12 +70,13 @@ def train(
     Raises:
         DatasetError: the encoded pictures are broken or do not fit the base model.
         HardwareError: a package or GPU that `model` or `train.optimiser` asks for is missing.
+        ParamsError: the blocks to train are not those of the base model.
         TrainingError: a loss or gradient is not finite, or memory ran out.
     """
     device = configure_torch()
     require_hardware(model, device)
     require_optimiser(params.optimiser, device)
-    with joined_processes(device, params.batch * params.accumulation) as world:
+    with joined_processes(device, pictures_per_step(params)) as world:
         run, state = _prepare(params, model, sampling, device, weights, encoded)
         journal = train_adapter(run, state)
         if not world.leads:
@@ -96,13 +101,13 @@ def _prepare(
     _require_fit(encoded, data, architecture)
     state = _state_folder({"train": params, "model": model, "sampling": sampling}, weights, encoded)
     params = settle_steps(params, len(data.training))
+    plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
-    modules = lora_modules(architecture, params.targets)
-    add_lora(transformer, modules, params.rank, params.alpha, params.seed)
+    add_shaped_lora(transformer, plan, params.seed)
     shorten_lora_forward(transformer)
     if params.gradient_checkpointing:
         checkpoint_blocks(transformer)
-    _announce(params, data, len(modules), _count_parameters(transformer))
+    _announce(params, data, plan, _count_parameters(transformer))
     origin = Origin(_base_name(weights), architecture, data)
     run = Run(
         transformer,
@@ -143,24 +148,38 @@ def _count_parameters(transformer: FluxTransformer2DModel) -> int:
     return sum(matrix.numel() for matrix in lora_parameters(transformer).values())
 
 
-def _announce(params: TrainParams, data: Encoded, modules: int, parameters: int) -> None:
+def _announce(
+    params: TrainParams, data: Encoded, plan: Mapping[str, LoraShape], parameters: int
+) -> None:
+    counts = Counter((lora.rank, lora.alpha) for lora in plan.values())
+    kinds = [
+        f"rank {rank}, alpha {alpha:g} on {modules} modules"
+        for (rank, alpha), modules in counts.items()
+    ]
+    _log.info("LoRA of %s: %s parameters", "; ".join(kinds), f"{parameters:,}")
     steps, uses = total_steps(params), sum(picture.repeats for picture in data.training)
-    _log.info(
-        "LoRA of rank %d, alpha %g on %d modules: %s parameters",
-        params.rank,
-        params.alpha,
-        modules,
-        f"{parameters:,}",
-    )
+    own_share = 1 - params.regularisation_share if data.regularisation else 1
     _log.info(
         "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",
         steps,
-        params.batch * params.accumulation,
+        pictures_per_step(params),
         len(data.training),
         data.size_px,
-        steps * params.batch * params.accumulation / uses,
+        steps * pictures_per_step(params) * own_share / uses,
         len(data.validation),
     )
+    if data.regularisation:
+        _log.info(
+            "%d regularisation pictures, %g %% of the samples, weight %g",
+            len(data.regularisation),
+            100 * params.regularisation_share,
+            params.regularisation_weight,
+        )
+    masked = sum(picture.latents.mask is not None for picture in data.training)
+    if params.masked_loss:
+        _log.info("loss weighed by the masks of %d pictures; the others count wholly", masked)
+    elif masked:
+        _log.info("%d pictures have masks, which train.masked_loss: false leaves aside", masked)
 
 
 def _base_name(weights: Path) -> str:
@@ -204,6 +223,7 @@ def _publish(work: Path, state: Path, journal: Journal, run: Run) -> None:
         "validation_loss": rounded(choice.validation_loss),
         "improvement": rounded(choice.improvement),
         "selected_step": choice.step,
+        **_last_losses(journal),
         "trainable_parameters": _count_parameters(run.transformer),
         "adapter_bytes": adapter.stat().st_size,
     }
@@ -214,6 +234,17 @@ def _publish(work: Path, state: Path, journal: Journal, run: Run) -> None:
         total_steps(params),
         100 * choice.improvement,
     )
+
+
+def _last_losses(journal: Journal) -> dict[str, float]:
+    """Return the mean losses of what is to stay as it is, over the last steps that measured any."""
+    found = {}
+    for name in ("regularisation_loss", "preservation_loss"):
+        losses = [loss for row in journal.history if (loss := getattr(row, name)) is not None]
+        if losses:
+            last = losses[-_LAST_STEPS:]
+            found[name] = rounded(sum(last) / len(last))
+    return found
 
 
 def _history(journal: Journal) -> pd.DataFrame:

@@ -30,7 +30,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "sampling": {"size_px": 64, "steps": 2, "batch": 16},
     "prompts": {"seeds": [0], "held_out_seeds": [100]},
     "prepare": {"size_px": 256, "min_side_px": 256},
-    "encode": {"size_px": 64},
+    "encode": {"sizes_px": [64]},
     "train": {
         "steps": 12,
         "batch": 2,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -32,6 +33,19 @@ ADAPTER_NAME: Final = "default"
 _KAIMING_SLOPE: Final = math.sqrt(5)  # LoRA's reference code and PEFT: kaiming_uniform_(a=sqrt(5))
 
 
+@dataclass(frozen=True)
+class LoraShape:
+    """What a module's new LoRA is like.
+
+    `down_of` is the module whose A this one has, itself or one of the same input and rank: then
+    there is one A, and its gradient is the sum over all that have it.
+    """
+
+    rank: int
+    alpha: float
+    down_of: str
+
+
 def add_lora(
     transformer: FluxTransformer2DModel,
     modules: Sequence[str],
@@ -39,27 +53,50 @@ def add_lora(
     alpha: float,
     seed: int,
 ) -> None:
-    """Put a new, trainable float32 LoRA on exactly `modules`; the base is frozen.
-
-    A is Kaiming-uniform, drawn from a stream of (seed, module name), so it depends on no other
-    module; B is zero, so that the model's output does not change.
+    """Put a new, trainable float32 LoRA of one rank and alpha on exactly `modules`.
 
     Raises:
         AdapterError: the model lacks some of the modules.
         ValueError: there is no module, one is named twice, or the model carries an adapter.
     """
-    shapes = _free_shapes(transformer)
-    if not modules or len(set(modules)) != len(modules):
+    if len(set(modules)) != len(modules):
         raise ValueError("modules must be named, and each only once")
-    require_modules(modules, shapes)
+    add_shaped_lora(
+        transformer, {module: LoraShape(rank, alpha, module) for module in modules}, seed
+    )
+
+
+def add_shaped_lora(
+    transformer: FluxTransformer2DModel, loras: Mapping[str, LoraShape], seed: int
+) -> None:
+    """Put a new, trainable float32 LoRA on exactly the modules of `loras`; the base is frozen.
+
+    A is Kaiming-uniform, drawn from a stream of (seed, name of the module it belongs to), so it
+    depends on no other module; B is zero, so that the model's output does not change.
+
+    Raises:
+        AdapterError: the model lacks some of the modules.
+        ValueError: there is no module, the model carries an adapter, or modules of unequal rank or
+            input are to have one A.
+    """
+    shapes = _free_shapes(transformer)
+    if not loras:
+        raise ValueError("modules must be named, and each only once")
+    require_modules({*loras, *(lora.down_of for lora in loras.values())}, shapes)
+    downs: dict[str, torch.Tensor] = {}
     pairs = {}
-    for module in modules:
+    for module, lora in loras.items():
         rows, columns = shapes[module]
-        down = torch.empty(rank, columns)
-        generator = keyed_generator(seed, "lora", module)
-        nn.init.kaiming_uniform_(down, a=_KAIMING_SLOPE, generator=generator)
-        pairs[module] = LoraPair(down, torch.zeros(rows, rank), alpha)
+        if lora.down_of not in downs:
+            down = torch.empty(lora.rank, columns)
+            generator = keyed_generator(seed, "lora", lora.down_of)
+            nn.init.kaiming_uniform_(down, a=_KAIMING_SLOPE, generator=generator)
+            downs[lora.down_of] = down
+        if downs[lora.down_of].shape != (lora.rank, columns):
+            raise ValueError(f"{module} cannot have the A of {lora.down_of}: other rank or input")
+        pairs[module] = LoraPair(downs[lora.down_of], torch.zeros(rows, lora.rank), lora.alpha)
     _inject(transformer, pairs, trainable=True)
+    _share_downs(transformer, loras)
 
 
 def attach_adapter(transformer: FluxTransformer2DModel, adapter: Adapter) -> None:
@@ -87,12 +124,15 @@ def lora_layers(transformer: FluxTransformer2DModel) -> dict[str, LoraLayer]:
 
 
 def lora_parameters(transformer: FluxTransformer2DModel) -> dict[str, nn.Parameter]:
-    """Return the adapter's matrices under the names they have in a file, in model order."""
-    parameters = {}
+    """Return the adapter's matrices under the names they have in a file, in model order.
+
+    One that several modules have stands here once, under the first module's name.
+    """
+    names: dict[nn.Parameter, str] = {}
     for module, layer in lora_layers(transformer).items():
-        parameters[format_key(Key(module, "down"))] = layer.lora_A[ADAPTER_NAME].weight
-        parameters[format_key(Key(module, "up"))] = layer.lora_B[ADAPTER_NAME].weight
-    return parameters
+        names.setdefault(layer.lora_A[ADAPTER_NAME].weight, format_key(Key(module, "down")))
+        names.setdefault(layer.lora_B[ADAPTER_NAME].weight, format_key(Key(module, "up")))
+    return {name: parameter for parameter, name in names.items()}
 
 
 def extract_adapter(transformer: FluxTransformer2DModel, metadata: Mapping[str, str]) -> Adapter:
@@ -139,6 +179,15 @@ def _inject(
             copy = value.detach().to(device, torch.float32, copy=True)
             matrices[ADAPTER_NAME].weight = nn.Parameter(copy, requires_grad=trainable)
         layer.train(transformer.training)
+
+
+def _share_downs(transformer: FluxTransformer2DModel, loras: Mapping[str, LoraShape]) -> None:
+    """Let modules of one A hold one parameter instead of equal ones."""
+    layers = lora_layers(transformer)
+    downs: dict[str, nn.Parameter] = {}
+    for module, layer in layers.items():
+        matrix = layer.lora_A[ADAPTER_NAME]
+        matrix.weight = downs.setdefault(loras[module].down_of, matrix.weight)
 
 
 def _copy(parameter: nn.Parameter) -> torch.Tensor:

@@ -23,6 +23,8 @@ FLOAT_FORMAT: Final = "%.9g"
 _HASH: Final = r"[0-9a-f]{64}"
 ACCEPTED: Final = "accepted"
 SKIPPED: Final = "skipped"
+MASKS: Final = "masks"
+"""Folder below the prepared pictures that holds the masks of those that were transparent."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ MANIFEST: Final = _table(
         "width_px": _count(),
         "height_px": _count(),
         "exif_orientation": pa.Column(int, pa.Check.in_range(0, 8)),
+        # Prepared over original side: above 1 the picture was enlarged.
+        "upscale": _real(0.0),
+        # Of images/masks/<image>.png, where the original is transparent somewhere.
+        "mask_sha256": _text(rf"(?:{_HASH})?"),
         # Variance of the Laplacian of the prepared picture in grey 0-255; low is blurred.
         "blur": _real(0.0),
         "perceptual_hash": _text(r"(?:[0-9a-f]{16})?"),
@@ -174,19 +180,29 @@ WORDS: Final = _table(
 
 ENCODED: Final = _table(
     "encode/index.csv",
-    ("kind", "name"),
+    ("kind", "name", "place"),
     {
-        # kind: image = a picture (file: latents; text: its caption's embedding);
+        # kind: image = a picture at one size (file: latents; text: its caption's embedding);
         # sample = a sample prompt; plain = a prompt without the trigger; empty = the empty caption
         # of caption dropout.
         "kind": _text("image|sample|plain|empty"),
         "name": _text(),
+        # A picture's sizes in the order of encode.sizes_px, from 0 on; 0 elsewhere.
+        "place": _count(),
+        "size_px": _count(),
         "split": _text("train|validation|"),
         # How often an epoch uses a training picture; 1 elsewhere.
         "repeats": _count(1),
+        # A picture of what the LoRA must leave alone: the person's, or the base model's own.
+        "regularisation": pa.Column(bool),
         "caption": _text(),
         "latents_file": _text(),
+        # The mirrored picture's latents, where there are any.
+        "mirrored_file": _text(r"(?:.+\.safetensors)?"),
         "text_file": _text(r".+\.safetensors"),
+        # The caption's embedding without the trigger, where training asks for it.
+        "plain_caption": _text(),
+        "plain_text_file": _text(r"(?:.+\.safetensors)?"),
     },
 )
 
@@ -207,6 +223,9 @@ HISTORY: Final = _table(
         "probe_loss": _real(0.0, nullable=True),
         # Of the weights' moving average, where train.ema_decay keeps one.
         "validation_loss_ema": _real(0.0, nullable=True),
+        # Of the step's regularisation samples, and of output preservation, without their weights.
+        "regularisation_loss": _real(0.0, nullable=True),
+        "preservation_loss": _real(0.0, nullable=True),
     },
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Self
 from stages.contracts.blocks import BASE, BlockId, numbered_blocks
 from stages.contracts.errors import Problem, WeightsError
 
-Targets = Literal["all", "attention", "attention+mlp"]
+Targets = Literal["all", "attention", "attention+mlp", "kohya"]
 
 _DOUBLE: Final[dict[str, tuple[str, ...]]] = {
     "attention": (
@@ -42,7 +42,15 @@ _GROUPS: Final[dict[Targets, tuple[str, ...]]] = {
     "all": ("attention", "mlp", "modulation"),
     "attention": ("attention",),
     "attention+mlp": ("attention", "mlp"),
+    "kohya": ("attention", "mlp", "modulation"),
 }
+# Black Forest Labs' Linear layers that diffusers holds as several: img_attn.qkv, txt_attn.qkv, and
+# linear1 of a single block (diffusers, scripts/convert_flux_to_diffusers.py).
+_FUSED_DOUBLE: Final = (
+    ("attn.to_q", "attn.to_k", "attn.to_v"),
+    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+)
+_FUSED_SINGLE: Final = (("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),)
 _BASE_MODULE: Final = re.compile(
     r"x_embedder|context_embedder|norm_out\.linear|proj_out"
     r"|time_text_embed\.(?:timestep|text|guidance)_embedder\.linear_[12]"
@@ -115,7 +123,8 @@ def lora_modules(architecture: Architecture, targets: Targets) -> tuple[str, ...
     """Return the names of the Linear layers in the blocks that `targets` asks for, in model order.
 
     `all` is every Linear layer of every block, modulation included, as in ai-toolkit's FLUX recipe:
-    14 per double and 6 per single block, 494 on FLUX.1. `base` layers are never among them.
+    14 per double and 6 per single block, 494 on FLUX.1. `base` layers are never among them. `kohya`
+    is the same layers, see `shared_down`.
     """
     groups = _GROUPS[targets]
     doubles = [layer for group in groups for layer in _DOUBLE[group]]
@@ -131,6 +140,26 @@ def lora_modules(architecture: Architecture, targets: Targets) -> tuple[str, ...
         for layer in singles
     ]
     return tuple(names)
+
+
+def shared_down(modules: Sequence[str]) -> dict[str, str]:
+    """Return, for each module, the one whose matrix A it has under the targets `kohya`.
+
+    kohya-ss/sd-scripts (networks/lora_flux.py, LoRANetwork with train_blocks all) puts one LoRA on
+    every Linear layer of the blocks as Black Forest Labs' own code holds them: query, key and
+    value are one layer there, and in a single block the MLP's first one as well. One A for their
+    common input and B's rows cut up among them is that very LoRA: 304 A on FLUX.1 for 494 layers.
+
+    Args:
+        modules: Linear layers of blocks; one outside a group, or first in its own, has its own A.
+    """
+    first = {layer: layers[0] for layers in (*_FUSED_DOUBLE, *_FUSED_SINGLE) for layer in layers}
+    leaders = {}
+    for module in modules:
+        match = _BLOCK_MODULE.fullmatch(module)
+        layer = match[3] if match else ""
+        leaders[module] = module.removesuffix(layer) + first.get(layer, layer)
+    return leaders
 
 
 def _layer_names(single: bool) -> frozenset[str]:

@@ -106,21 +106,21 @@ def scale(image: Image.Image, size_px: int, fit: str, focus: str) -> Image.Image
 
 
 def place(image: Image.Image, size: Size, background: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Return the RGB picture centred on a ground of the background colour.
+    """Return the picture centred on a ground of the background colour.
 
     Args:
-        image: mode RGB, no side longer than that of `size`.
+        image: mode RGB or L, no side longer than that of `size`.
         size: width and height of the ground.
-        background: sRGB colour, three values 0-255.
+        background: of the ground, 0-255: three values (sRGB), or one.
 
     Returns:
-        uint8 [height, width, 3], RGB.
+        uint8 [height, width, 3], RGB, or [height, width].
     """
     pixels = np.asarray(image)
     if image.size == size:
         return pixels
     height, width = pixels.shape[:2]
-    ground = np.empty((size[1], size[0], 3), np.uint8)
+    ground = np.empty((size[1], size[0], *pixels.shape[2:]), np.uint8)
     ground[:] = np.array(background, np.uint8)
     top, left = (size[1] - height) // 2, (size[0] - width) // 2
     ground[top : top + height, left : left + width] = pixels

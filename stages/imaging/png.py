@@ -18,14 +18,19 @@ _SETTINGS: Final = (
 
 
 def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Return the PNG file of a picture, uint8 [H, W, 3] RGB; the same bytes for the same pixels.
+    """Return the PNG file of a picture; the same bytes for the same pixels.
+
+    Args:
+        pixels: uint8 [H, W, 3] RGB, or [H, W] grey.
 
     Raises:
         ValueError: the array is not such a picture.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"not an RGB picture: {pixels.dtype} {pixels.shape}")
-    written, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _SETTINGS)
+    grey = pixels.ndim == 2
+    if pixels.dtype != np.uint8 or not (grey or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ValueError(f"not an RGB or grey picture: {pixels.dtype} {pixels.shape}")
+    turned = pixels if grey else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    written, data = cv2.imencode(".png", turned, _SETTINGS)
     if not written:
         raise ValueError(f"OpenCV cannot encode a picture of shape {pixels.shape}")
     return bytes(data)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +22,12 @@ from stages.adapters.attach import attach_adapter
 from stages.adapters.module import Adapter
 from stages.contracts.params import ModelParams, SamplingParams
 from stages.families.architecture import Architecture, read_architecture
-from stages.families.flow import predict_velocity, sampling_sigmas
+from stages.families.flow import denoise, sampling_sigmas
 from stages.families.latents import decode_pictures
 from stages.families.loading import load_transformer, load_vae
 from stages.families.noise import initial_noise
 from stages.families.quantisation import require_hardware
-from stages.families.text import TextBatch, TextEmbedding, batch_text
+from stages.families.text import TextEmbedding, batch_text
 from stages.runtime.device import configure_torch
 from stages.sampling.gates import BlockGates, block_gates
 from stages.sampling.prompts import NamedPrompt, embed_prompts
@@ -151,31 +150,6 @@ def generate_latents(
     packed = noise.to(device, dtype)
     finished = denoise(generator.transformer, packed, generator.sigmas, text, sampling.guidance)
     return finished[: len(jobs)]
-
-
-@torch.no_grad()
-def denoise(
-    transformer: FluxTransformer2DModel,
-    packed: torch.Tensor,
-    sigmas: torch.Tensor,
-    text: TextBatch,
-    guidance: float,
-) -> torch.Tensor:
-    """Return the finished tokens [B, N, 4C] that noise `packed` [B, N, 4C] becomes.
-
-    Args:
-        transformer: the model whose velocity is followed.
-        packed: noise, in the transformer's dtype and on its device.
-        sigmas: noise levels [steps + 1] from near 1 down to 0.
-        text: B prompts, on the transformer's device.
-        guidance: value for the guidance embedding.
-    """
-    for sigma, following in pairwise(sigmas):
-        levels = sigma.expand(len(packed))
-        velocity = predict_velocity(transformer, packed, levels, text, guidance)
-        # Each step is taken in float32 and rounded to the model's dtype, as the scheduler does.
-        packed = (packed.float() + (following - sigma) * velocity).to(velocity.dtype)
-    return packed
 
 
 def _set_gates(generator: Generator, jobs: Sequence[Job]) -> None:

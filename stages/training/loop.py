@@ -166,7 +166,10 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
     if due and trainee.average is not None:
         with trainee.average.applied():
             of_average = _look(run, journal, folder, due, average_name(step), _AVERAGED)
-    losses = _losses(measures, of_average)
+    losses = _losses(measures, of_average) | {
+        "regularisation_loss": result.regularisation_loss,
+        "preservation_loss": result.preservation_loss,
+    }
     journal.history.append(
         Row(step, result.loss, result.gradient_norm, result.learning_rate, **losses)
     )

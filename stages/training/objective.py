@@ -52,11 +52,14 @@ def assemble(draws: Sequence[Draw], device: torch.device, dtype: torch.dtype) ->
     )
 
 
-def flow_losses(transformer: FluxTransformer2DModel, batch: Batch, guidance: float) -> torch.Tensor:
+def flow_losses(
+    transformer: FluxTransformer2DModel, batch: Batch, guidance: float | None
+) -> torch.Tensor:
     """Return the mean squared error [B] of each sample's predicted velocity, float32.
 
     Where the batch has token weights, the mean over a sample's tokens is weighted by them. The
-    batch's loss is their mean. `guidance` is the value of the guidance embedding.
+    batch's loss is their mean. `guidance` is the value of the guidance embedding; None leaves the
+    embedder out.
     """
     velocity = predict_velocity(
         transformer, batch.noised, batch.sigmas, batch.text, guidance, batch.grid

@@ -7,18 +7,20 @@ and for B, which starts at zero. `optimiser_state.py` saves and restores any of 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from stages.contracts.errors import HardwareError, Problem
 from stages.contracts.params import TrainParams
+from stages.training.parameter_groups import parameter_groups, set_group_rates
 from stages.training.weights import weights_kept
 
 _EIGHT_BIT_REMEDY = "Or choose adamw (the same rule, larger) or adafactor (smaller still)."
+_Groups = Sequence[dict[str, Any]]
 
 
 @runtime_checkable
@@ -60,32 +62,32 @@ def build_optimiser(
     Raises:
         HardwareError: adamw8bit without bitsandbytes or without a CUDA GPU.
     """
-    values = list(parameters.values())
-    require_optimiser(params.optimiser, values[0].device)
+    require_optimiser(params.optimiser, next(iter(parameters.values())).device)
+    groups = parameter_groups(parameters, params)
     rate, decay = params.learning_rate, params.weight_decay
     match params.optimiser:
         case "adamw":  # arXiv 1711.05101, in one fused kernel
-            return torch.optim.AdamW(values, lr=rate, weight_decay=decay, fused=True)
+            return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
         case "adamw8bit":
-            return _eight_bit(values, rate, decay)
+            return _eight_bit(groups, rate, decay)
         case "adafactor":
-            return _adafactor(values, rate, decay)
+            return _adafactor(groups, rate, decay)
         case "lion":
-            return _lion(values, rate, decay)
+            return _lion(groups, rate, decay)
         case "prodigy":
-            return _prodigy(values, rate, decay)
+            return _prodigy(groups, rate, decay)
         case "schedule-free-adamw":
-            return _schedule_free(values, rate, decay)
+            return _schedule_free(groups, rate, decay)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> float:
     """Give all of the optimiser's parameters the rate of the step to come, and return it.
 
-    Prodigy multiplies it by its own estimate of the distance to the solution; what is returned is
-    their product, the rate that this step's update has.
+    Blocks with a rate of their own have the same multiple of it at every step. Prodigy multiplies
+    it by its own estimate of the distance to the solution; what is returned is their product, the
+    rate that this step's update has.
     """
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+    set_group_rates(optimiser, rate)
     return rate * float(optimiser.param_groups[0].get("d", 1.0))
 
 
@@ -111,15 +113,15 @@ def evaluation_weights(
             optimiser.train()
 
 
-def _eight_bit(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+def _eight_bit(groups: _Groups, rate: float, decay: float) -> torch.optim.Optimizer:
     """Return AdamW with moments in 8 bits (arXiv 2110.02861)."""
     from bitsandbytes.optim import AdamW8bit
 
-    optimiser: torch.optim.Optimizer = AdamW8bit(values, lr=rate, weight_decay=decay)
+    optimiser: torch.optim.Optimizer = AdamW8bit(groups, lr=rate, weight_decay=decay)
     return optimiser
 
 
-def _adafactor(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+def _adafactor(groups: _Groups, rate: float, decay: float) -> torch.optim.Optimizer:
     """Return Adafactor (arXiv 1804.04235) from transformers.
 
     torch's has no absolute rate: it multiplies the rate by a matrix's own size, at least 1e-3,
@@ -128,19 +130,19 @@ def _adafactor(values: list[nn.Parameter], rate: float, decay: float) -> torch.o
     from transformers.optimization import Adafactor
 
     optimiser: torch.optim.Optimizer = Adafactor(
-        values, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
+        groups, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
     )
     return optimiser
 
 
-def _lion(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+def _lion(groups: _Groups, rate: float, decay: float) -> torch.optim.Optimizer:
     """Return Lion (arXiv 2302.06675); a suitable rate is 3 to 10 times lower than AdamW's."""
     from pytorch_optimizer import Lion  # here: the import takes a second, and few runs need it
 
-    return Lion(values, lr=rate, weight_decay=decay)
+    return Lion(groups, lr=rate, weight_decay=decay)
 
 
-def _prodigy(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+def _prodigy(groups: _Groups, rate: float, decay: float) -> torch.optim.Optimizer:
     """Return Prodigy (arXiv 2306.06101) with the settings of diffusers' FLUX LoRA script.
 
     examples/dreambooth/train_dreambooth_lora_flux.py: bias correction, and a safeguard that keeps
@@ -149,7 +151,7 @@ def _prodigy(values: list[nn.Parameter], rate: float, decay: float) -> torch.opt
     from pytorch_optimizer import Prodigy
 
     return Prodigy(
-        values,
+        groups,
         lr=rate,
         weight_decay=decay,
         bias_correction=True,
@@ -158,8 +160,8 @@ def _prodigy(values: list[nn.Parameter], rate: float, decay: float) -> torch.opt
     )
 
 
-def _schedule_free(values: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+def _schedule_free(groups: _Groups, rate: float, decay: float) -> torch.optim.Optimizer:
     """Return schedule-free AdamW (arXiv 2405.15682); warm-up is our schedule's."""
     from pytorch_optimizer import ScheduleFreeAdamW
 
-    return ScheduleFreeAdamW(values, lr=rate, weight_decay=decay)
+    return ScheduleFreeAdamW(groups, lr=rate, weight_decay=decay)

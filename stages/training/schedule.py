@@ -47,6 +47,11 @@ def total_steps(params: TrainParams) -> int:
     return params.steps
 
 
+def pictures_per_step(params: TrainParams) -> int:
+    """Return how many pictures, all processes together, one step trains on."""
+    return params.batch * params.accumulation
+
+
 def learning_rate(step: int, params: TrainParams) -> float:
     """Return the rate of a step (the first is 1): linear from 0 in warm-up, then its course."""
     if step < params.warmup_steps:

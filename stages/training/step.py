@@ -12,13 +12,15 @@ from torch import nn
 
 from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
-from stages.training.batches import Draw, Sample, draw_sample, samples_of_step
+from stages.training.batches import Draw, Sample, draw_step, picture_of, step_samples
 from stages.training.distribution import add_gradients, gathered, total, world
 from stages.training.encoded import Encoded
 from stages.training.lora_forward import rank_dropout, rank_factors, total_rank
-from stages.training.objective import assemble, flow_losses
+from stages.training.noise_levels import loss_weights
+from stages.training.objective import Batch, assemble, flow_losses
 from stages.training.optimiser import set_learning_rate
-from stages.training.schedule import learning_rate
+from stages.training.preservation import preservation_losses
+from stages.training.schedule import learning_rate, pictures_per_step
 from stages.training.trainee import Trainee
 
 _REMEDY = (
@@ -29,11 +31,18 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss and gradient norm before the update and before clipping, and the rate applied."""
+    """Loss and gradient norm before the update and before clipping, and the rate applied.
+
+    `loss` is the mean over the step's samples with their weights; `regularisation_loss` that of the
+    regularisation ones without, `preservation_loss` that of output preservation without its weight;
+    None where there were no such samples.
+    """
 
     loss: float
     gradient_norm: float
     learning_rate: float
+    regularisation_loss: float | None = None
+    preservation_loss: float | None = None
 
 
 def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -> StepResult:
@@ -45,12 +54,14 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
     Raises:
         TrainingError: the loss or its gradient is not finite; the adapter is left as it was.
     """
-    samples = _samples(data, params, step)
-    names = [data.training[sample.picture].name for sample in samples]
-    draws = [_draw(data, params, sample) for sample in samples]
+    samples = world().share(step_samples(data, params, step))
+    names = [picture_of(data, sample).name for sample in samples]
+    draws = draw_step(data, params, samples)
     transformer = trainee.transformer
     trainee.optimiser.zero_grad(set_to_none=True)
     loss = 0.0
+    left_alone: list[float] = []
+    kept: list[float] = []
     problems: list[Problem] = []
     for members in _passes(draws, params.batch):
         batch = assemble([draws[m] for m in members], transformer.device, transformer.dtype)
@@ -61,9 +72,16 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
             # Gradients add up: the whole is that of the mean over the step's samples, those of
             # other processes too.
             weights = torch.tensor([draws[m].weight for m in members], device=losses.device)
-            part = (losses * weights).mean() * (len(members) / _pictures(params))
+            weights = weights * loss_weights(batch.sigmas, params)
+            part = (losses * weights).mean() * (len(members) / pictures_per_step(params))
             torch.autograd.backward([part])
         loss += part.item()
+        left_alone += [
+            value
+            for m, value in zip(members, losses.tolist(), strict=True)
+            if samples[m].regularisation
+        ]
+        kept += _preserve(trainee, batch, [draws[m] for m in members], params)
     loss = total(loss)
     _require_none(problems, step)
     add_gradients(trainee.parameters)
@@ -74,29 +92,32 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
     trainee.optimiser.step()
     if trainee.average is not None:
         trainee.average.update(step)
-    return StepResult(loss, norm, rate)
-
-
-def _pictures(params: TrainParams) -> int:
-    """Return how many pictures all processes together train on in one step."""
-    return params.batch * params.accumulation
-
-
-def _samples(data: Encoded, params: TrainParams, step: int) -> Sequence[Sample]:
-    """Return this process's share of a step's samples."""
-    repeats = [picture.repeats for picture in data.training]
-    return world().share(samples_of_step(step, _pictures(params), repeats, params.seed))
-
-
-def _draw(data: Encoded, params: TrainParams, sample: Sample) -> Draw:
-    return draw_sample(
-        data.training[sample.picture],
-        data.empty,
-        sample.use,
-        params.seed,
-        timesteps=params.timesteps,
-        dropout=params.caption_dropout,
+    return StepResult(
+        loss,
+        norm,
+        rate,
+        regularisation_loss=_mean_of_all(left_alone) if data.regularisation else None,
+        preservation_loss=_mean_of_all(kept) if params.output_preservation else None,
     )
+
+
+def _preserve(
+    trainee: Trainee, batch: Batch, draws: Sequence[Draw], params: TrainParams
+) -> list[float]:
+    """Add the gradient of output preservation, and return its losses, without their weight."""
+    if not params.output_preservation:
+        return []
+    differences = preservation_losses(trainee.transformer, batch, draws, params.guidance)
+    if len(differences):
+        part = params.output_preservation * differences.sum() / pictures_per_step(params)
+        torch.autograd.backward([part])
+    return differences.tolist()
+
+
+def _mean_of_all(values: Sequence[float]) -> float | None:
+    """Return the mean over the values of all processes, None if there are none."""
+    count = total(len(values))
+    return total(sum(values)) / count if count else None
 
 
 def _dropout(
@@ -109,7 +130,7 @@ def _dropout(
     ranks = total_rank(trainee.transformer)
     key = "adapter dropout"
     factors = [
-        rank_factors(ranks, share, params.seed, key, sample.use, data.training[sample.picture].name)
+        rank_factors(ranks, share, params.seed, key, sample.use, picture_of(data, sample).name)
         for sample in samples
     ]
     return rank_dropout(trainee.transformer, torch.stack(factors))

@@ -22,7 +22,7 @@ from diffusers import FluxTransformer2DModel
 
 from stages.contracts.params import TrainParams
 from stages.families.noise import keyed_normal
-from stages.training.batches import Draw
+from stages.training.batches import Draw, token_weights
 from stages.training.encoded import Encoded, Picture
 from stages.training.objective import assemble, flow_losses
 
@@ -50,7 +50,8 @@ def measure(transformer: FluxTransformer2DModel, data: Encoded, params: TrainPar
     sigmas = params.validation_sigmas
 
     def losses(pictures: Sequence[Picture]) -> list[float]:
-        draws = list(validation_draws(pictures, sigmas))
+        floor = params.mask_floor if params.masked_loss else None
+        draws = list(validation_draws(pictures, sigmas, floor))
         return validation_losses(transformer, draws, batch=params.batch, guidance=params.guidance)
 
     held_out = losses(data.validation)
@@ -74,18 +75,29 @@ def probe_pictures(pictures: Sequence[Picture], count: int) -> tuple[Picture, ..
     return tuple(ordered[:count])
 
 
-def validation_draws(pictures: Sequence[Picture], sigmas: Sequence[float]) -> Iterator[Draw]:
-    """Yield one draw per picture and noise level: the posterior's mean, and noise of its own."""
+def validation_draws(
+    pictures: Sequence[Picture], sigmas: Sequence[float], mask_floor: float | None = None
+) -> Iterator[Draw]:
+    """Yield one draw per picture and noise level: the posterior's mean, and noise of its own.
+
+    Each picture is taken at its first size, and weighed by its mask where `mask_floor` is given
+    (`batches.token_weights`): what is measured is what is trained.
+    """
     for picture in pictures:
         for sigma in sigmas:
             shape = picture.latents.mean.shape
             noise = keyed_normal(shape, "validation", picture.name, repr(sigma))
-            yield Draw(picture.latents.mean, noise, sigma, picture.text)
+            weights = token_weights(picture.latents, mask_floor)
+            yield Draw(picture.latents.mean, noise, sigma, picture.text, token_weights=weights)
 
 
 @torch.no_grad()
 def validation_losses(
-    transformer: FluxTransformer2DModel, draws: Sequence[Draw], *, batch: int, guidance: float
+    transformer: FluxTransformer2DModel,
+    draws: Sequence[Draw],
+    *,
+    batch: int,
+    guidance: float | None,
 ) -> list[float]:
     """Return the loss of each draw, in order, up to `batch` of one shape in a forward pass."""
     device, dtype = transformer.device, transformer.dtype

@@ -73,6 +73,8 @@ def _row(folder: Path, picture: Raw, raw: Path) -> dict[str, object]:
         "width_px": size,
         "height_px": size,
         "exif_orientation": 0 if picture.skipped else 1,
+        "upscale": 0.0 if picture.skipped else 1.0,
+        "mask_sha256": "",
         "blur": 0.0 if picture.skipped else 100.0,
         "perceptual_hash": "" if picture.skipped else "0" * 16,
         "near_duplicate_of": "",

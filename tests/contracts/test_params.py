@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,34 @@ def test_template_knows_its_gaps(written: Writer, template: str, expected: str) 
 
     with pytest.raises(ParamsError, match=expected):
         load_params(written(change))
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("encode", {"flip": True}, "encode.flip mirrors faces"),
+        ("encode", {"sizes_px": [512, 2048]}, "has 2048, but prepare.size_px is 1024"),
+        ("encode", {"sizes_px": [512, 512]}, "lists a size more than once"),
+        ("encode", {"class_prompts": ["a tok"]}, "encode.class_prompts contain the trigger 'tok'"),
+        ("encode", {"class_prompts": ["a", "a"]}, "lists a prompt more than once"),
+        ("encode", {"trigger_class": "Tok"}, "encode.trigger_class is the trigger 'tok'"),
+        ("encode", {"trigger_class": "a\nb"}, "line breaks"),
+        ("train", {"output_preservation": 1.0}, "set encode.without_trigger: true"),
+    ],
+)
+def test_sections_that_contradict_each_other(
+    written: Writer, section: str, changes: Document, message: str
+) -> None:
+    """What one stage asks for, another must have made."""
+    with pytest.raises(ParamsError, match=re.escape(message)):
+        load_params(written(lambda document: document[section].update(changes)))
+
+
+def test_style_may_be_mirrored(written: Writer) -> None:
+    """Faces may not; a brush stroke may."""
+
+    def change(document: Document) -> None:
+        document["encode"]["flip"] = True
+        document["prepare"]["kind"] = "style"
+
+    assert load_params(written(change)).encode.flip

@@ -54,6 +54,8 @@ def test_reading_what_was_written_gives_the_same_table(tmp_path: Path) -> None:
             "validation_loss_high": [0.5, float("nan")],
             "probe_loss": [0.74, float("nan")],
             "validation_loss_ema": [float("nan"), float("nan")],
+            "regularisation_loss": [float("nan"), 0.4],
+            "preservation_loss": [float("nan"), 0.01],
         }
     )
     write_table(HISTORY, frame, tmp_path / "history.csv")
@@ -91,11 +93,13 @@ def manifest() -> pd.DataFrame:
         "split": "train", "status": "accepted", "reason": "", "source": "a.jpg",
         "source_sha256": "0" * 64, "sha256": "1" * 64, "original_width_px": 20,
         "original_height_px": 10, "width_px": 8, "height_px": 8, "exif_orientation": 1,
-        "blur": 12.5, "perceptual_hash": "0" * 16, "near_duplicate_of": "", "caption_source": "txt",
+        "upscale": 0.8, "mask_sha256": "", "blur": 12.5,
+        "perceptual_hash": "0" * 16, "near_duplicate_of": "", "caption_source": "txt",
     }  # fmt: skip
     nothing = {key: 0 if isinstance(value, int) else "" for key, value in whole.items()}
     skipped = nothing | {
         "image": "b", "repeats": 1, "regularisation": False, "split": "train", "blur": 0.0,
+        "upscale": 0.0,
         "status": "skipped", "reason": "zero bytes", "source": "b.png",
     }  # fmt: skip
     return pd.DataFrame([whole, skipped])

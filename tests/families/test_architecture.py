@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ from diffusers import FluxTransformer2DModel
 
 from stages.contracts.blocks import BASE, BlockId
 from stages.contracts.errors import WeightsError
-from stages.families.architecture import Architecture, block_of, lora_modules, read_architecture
+from stages.families.architecture import (
+    Architecture,
+    Targets,
+    block_of,
+    lora_modules,
+    read_architecture,
+    shared_down,
+)
 
 FLUX_1_DEV = {
     "num_layers": 19,
@@ -40,6 +48,45 @@ def test_all_targets_are_every_linear_layer_of_the_blocks(doubles: int, count: i
     assert len(modules) == len(set(modules)) == count
     in_blocks = {name for name in linear_layers(config) if block_of(name) != BASE}
     assert set(modules) == in_blocks
+
+
+@pytest.mark.parametrize(
+    ("targets", "flux_1", "flex_1"),
+    [("all", 494, 340), ("attention", 266, 178), ("attention+mlp", 418, 286), ("kohya", 494, 340)],
+)
+def test_count_per_family_and_preset(targets: Targets, flux_1: int, flex_1: int) -> None:
+    """19 or 8 double blocks of 8, 12 or 14 layers, and 38 single ones of 3, 5 or 6."""
+    for doubles, count in ((19, flux_1), (8, flex_1)):
+        architecture = Architecture.from_config(FLUX_1_DEV | {"num_layers": doubles})
+        assert len(lora_modules(architecture, targets)) == count
+
+
+def test_kohyas_layers_share_an_a_where_his_are_one() -> None:
+    """304 LoRAs on FLUX.1, as sd-scripts counts; the layers of a group have one input."""
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(**FLUX_1_DEV)
+    modules = lora_modules(Architecture.from_config(FLUX_1_DEV), "kohya")
+    leaders = shared_down(modules)
+    assert len(set(leaders.values())) == 10 * 19 + 3 * 38 == 304
+    for module, leader in leaders.items():
+        layers = [model.get_submodule(name) for name in (module, leader)]
+        assert layers[0].in_features == layers[1].in_features
+        assert block_of(module) == block_of(leader)
+        assert leaders[leader] == leader
+    groups = Counter(leaders.values())
+    assert groups["transformer_blocks.3.attn.add_q_proj"] == 3
+    assert groups["single_transformer_blocks.37.attn.to_q"] == 4
+    assert groups["single_transformer_blocks.37.proj_out"] == 1
+    # Rank 16 in 16 bits, from the shapes of Black Forest Labs' own layers: sd-scripts' 153 MB.
+    rank, width = 16, 3072
+    outputs = [3 * width, width, 4 * width, width, 6 * width] * 2
+    inputs = [width, width, width, 4 * width, width] * 2
+    double = sum(outputs) + sum(inputs)
+    single = (width + 7 * width) + (5 * width + width) + (width + 3 * width)
+    ups = sum(model.get_submodule(module).out_features for module in modules)
+    downs = sum(model.get_submodule(leader).in_features for leader in set(leaders.values()))
+    assert ups + downs == 19 * double + 38 * single
+    assert round(2 * rank * (ups + downs) / 1e6) == 153
 
 
 def test_smaller_targets_leave_modulation_out() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 
 from stages.contracts.params import ModelParams
 from stages.families.architecture import read_architecture
@@ -15,7 +15,7 @@ from stages.families.flow import predict_velocity, sampling_sigmas
 from stages.families.latents import decode_pictures
 from stages.families.loading import load_text_encoders, load_transformer, load_vae
 from stages.families.noise import initial_noise
-from stages.families.text import batch_text, count_tokens, encode_prompts
+from stages.families.text import TextBatch, batch_text, count_tokens, encode_prompts
 
 CPU = torch.device("cpu")
 PROMPT = "a small red circle on the left, striped blue background"
@@ -79,3 +79,24 @@ def test_schedule_falls_from_one_to_zero(nano_flux: Path) -> None:
     assert sigmas[0] == 1.0
     assert sigmas[-1] == 0.0
     assert (sigmas.diff() < 0).all()
+
+
+def test_guidance_none_is_a_model_without_the_embedder(
+    tiny_flux: FluxTransformer2DModel,
+) -> None:
+    """The bypass of Flex.1-alpha: time and text alone, bit for bit, and only for that call."""
+    plain = FluxTransformer2DModel.from_config({**tiny_flux.config, "guidance_embeds": False})
+    weights = tiny_flux.state_dict()
+    dropped = {name: weights.pop(name) for name in list(weights) if "guidance_embedder" in name}
+    assert len(dropped) == 4
+    plain.load_state_dict(weights)
+    packed, text = torch.randn(2, 4, 32), TextBatch(torch.randn(2, 6, 64), torch.randn(2, 64))
+    sigmas = torch.tensor([0.2, 0.7])
+    with torch.no_grad():
+        guided = predict_velocity(tiny_flux, packed, sigmas, text, 1.0)
+        bypassed = predict_velocity(tiny_flux, packed, sigmas, text, None)
+        assert torch.equal(predict_velocity(tiny_flux, packed, sigmas, text, 1.0), guided)
+        expected = predict_velocity(plain.eval(), packed, sigmas, text, None)
+        assert torch.equal(predict_velocity(plain, packed, sigmas, text, 3.5), expected)
+    assert torch.equal(bypassed, expected)
+    assert not torch.allclose(bypassed, guided)

@@ -34,9 +34,17 @@ def test_file_holds_pixels_only() -> None:
 
 @pytest.mark.parametrize(
     "pixels",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), "u1")],
+    [np.zeros((4, 4), np.float32), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), "u1")],
 )
 def test_other_arrays_are_refused(pixels: np.ndarray) -> None:
-    """Greys, floats and alpha would be written as something else than they are."""
-    with pytest.raises(ValueError, match="not an RGB picture"):
+    """Floats and alpha would be written as something else than they are."""
+    with pytest.raises(ValueError, match="not an RGB or grey picture"):
         encode_png(pixels)
+
+
+def test_grey_is_written_as_grey() -> None:
+    """A mask has one channel, and comes back as it was."""
+    pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    with Image.open(io.BytesIO(encode_png(pixels))) as image:
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image), pixels)

@@ -140,6 +140,8 @@ def _manifest(names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
             "width_px": 1024,
             "height_px": 1024,
             "exif_orientation": [6 if name == "03" else 1 for name in names],
+            "upscale": 0.5,
+            "mask_sha256": "",
             "blur": 200.0,
             "perceptual_hash": [f"{index:016x}" for index in range(len(names))],
             "near_duplicate_of": ["04" if name == "07" else "" for name in names],
@@ -195,6 +197,8 @@ def write_training(data: Path, side_px: int) -> None:
             "validation_loss_high": validation,
             "probe_loss": 0.98 * validation,
             "validation_loss_ema": np.nan,
+            "regularisation_loss": float("nan"),
+            "preservation_loss": float("nan"),
         }
     )
     write_table(HISTORY, history, data / "train" / "history.csv")

@@ -8,17 +8,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import FluxPipeline
 from PIL import Image
 
 from stages.contracts.errors import DatasetError
-from stages.contracts.params import EncodeParams, ModelParams, PromptsParams
+from stages.contracts.params import EncodeParams, ModelParams, PromptsParams, SamplingParams
 from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, read_table, write_table
 from stages.encode import encode
 from stages.families.loading import load_vae
 from stages.runtime.files import sha256_file
 from stages.training.encoded import Encoded, read_encoded
 
-PARAMS = EncodeParams(size_px=64, sample_prompts=["tok, a robot", "tok, second"])
+PARAMS = EncodeParams(
+    sizes_px=[64],
+    flip=False,
+    without_trigger=False,
+    trigger_class="",
+    class_prompts=[],
+    class_pictures=2,
+    sample_prompts=["tok, a robot", "tok, second"],
+)
+SAMPLING = SamplingParams(size_px=128, steps=2, guidance=2.5, batch=2)
 MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=8)
 PROMPTS = PromptsParams(
     develop=["tok, one"],
@@ -56,6 +66,8 @@ def prepare(folder: Path, side_px: int = 128) -> Path:
                 "width_px": side_px,
                 "height_px": side_px,
                 "exif_orientation": 1,
+                "upscale": 1.0,
+                "mask_sha256": "",
                 "blur": 100.0,
                 "perceptual_hash": "f" * 16,
                 "near_duplicate_of": "",
@@ -95,10 +107,20 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path / "prepare"
 
 
-def run(weights: Path, prepared: Path, out: Path) -> Encoded:
+def run(weights: Path, prepared: Path, out: Path, **changes: object) -> Encoded:
     """Run the stage and read what it wrote."""
     captions = prepared / "captions.csv"
-    encode(PARAMS, MODEL, PROMPTS, weights=weights, images=prepared, captions=captions, out=out)
+    params = PARAMS.model_copy(update=changes)
+    encode(
+        params,
+        MODEL,
+        PROMPTS,
+        SAMPLING,
+        weights=weights,
+        images=prepared,
+        captions=captions,
+        out=out,
+    )
     return read_encoded(out)
 
 
@@ -218,3 +240,128 @@ def test_buckets_keep_their_shape_and_repeats_come_along(
     assert second.latents.mean.shape[1:] == (6, 10), "80 x 48 pixels: about 64 x 64"
     assert (first.repeats, second.repeats) == (1, 4)
     assert torch.equal(first.latents.mean, plain.training[0].latents.mean)
+
+
+def change_row(prepared: Path, name: str, **values: object) -> None:
+    """Change some cells of the manifest."""
+    manifest = read_table(MANIFEST, prepared / "manifest.csv")
+    for column, value in values.items():
+        manifest.loc[manifest["image"] == name, column] = value
+    write_table(MANIFEST, manifest, prepared / "manifest.csv")
+
+
+def test_every_picture_at_every_size(
+    weights_manifest: Path, prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the order of the params; one that was enlarged is not used beyond its own size."""
+    plain = run(weights_manifest, prepared, tmp_path / "plain")
+    change_row(prepared, "second", upscale=1.8)
+    caplog.set_level("WARNING")
+    encoded = run(weights_manifest, prepared, tmp_path / "out", sizes_px=[64, 32, 128])
+    first, second = encoded.training
+    assert [view.latents.mean.shape[-1] for view in first.views] == [8, 4, 16]
+    assert [view.latents.mean.shape[-1] for view in second.views] == [8, 4]
+    assert "second: too small for 128 pixels, not used there" in caplog.text
+    assert len(encoded.validation[0].views) == 1, "measured at the first size"
+    assert torch.equal(first.latents.mean, plain.training[0].latents.mean)
+    assert encoded.size_px == 64
+
+
+def test_mirrored_latents_are_those_of_the_mirrored_picture(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """A VAE is not symmetric. Held-out pictures and those with sides in their caption stay."""
+    names = {"first": "tok, a robot", "second": "tok, on the left", "third": "tok, a robot"}
+    write_captions(prepared, names)
+    encoded = run(weights_manifest, prepared, tmp_path / "out", flip=True)
+    first, second = encoded.training
+    assert second.mirrored is None
+    assert encoded.validation[0].mirrored is None
+    assert first.mirrored is not None
+    assert not torch.allclose(first.mirrored.mean, first.latents.mean.flip(-1), atol=1e-2)
+    path = prepared / "images" / "first.png"
+    with Image.open(path) as image:
+        turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    turned.save(path)
+    change_row(prepared, "first", sha256=sha256_file(path))
+    other = run(weights_manifest, prepared, tmp_path / "turned")
+    torch.testing.assert_close(first.mirrored.mean, other.training[0].latents.mean)
+
+
+def test_masks_become_one_number_per_token(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """The mean opacity of a token's pixels, mirrored with the picture; a changed mask is named."""
+    opacity = np.zeros((128, 128), np.uint8)
+    opacity[:64, :32] = 255
+    opacity[64:, 96:] = 51
+    masks = prepared / "images" / "masks"
+    masks.mkdir()
+    Image.fromarray(opacity).save(masks / "first.png")
+    change_row(prepared, "first", mask_sha256=sha256_file(masks / "first.png"))
+    plain = run(weights_manifest, prepared, tmp_path / "out", flip=True)
+    first, second = plain.training
+    expected = torch.zeros(4, 4)
+    expected[:2, 0], expected[2:, 3] = 1.0, 0.2
+    assert first.latents.mask is not None
+    torch.testing.assert_close(first.latents.mask, expected)
+    assert first.mirrored is not None
+    assert first.mirrored.mask is not None
+    torch.testing.assert_close(first.mirrored.mask, expected.flip(-1))
+    assert second.latents.mask is None
+    (masks / "first.png").write_bytes(b"another mask")
+    with pytest.raises(DatasetError, match=r"masks/first\.png: differs from its manifest"):
+        run(weights_manifest, prepared, tmp_path / "out")
+
+
+def test_captions_without_the_trigger_are_encoded_on_demand(
+    weights_manifest: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Each training picture's own, with a class word in the trigger's place where there is one."""
+    captions = read_table(CAPTIONS, prepared / "captions.csv")
+    write_table(CAPTIONS, captions.assign(trigger="tok"), prepared / "captions.csv")
+    assert run(weights_manifest, prepared, tmp_path / "none").training[0].plain_text is None
+    change_row(prepared, "second", regularisation=True)
+    encoded = run(
+        weights_manifest, prepared, tmp_path / "out", without_trigger=True, trigger_class="second"
+    )
+    index = read_table(ENCODED, tmp_path / "out" / "index.csv").set_index("name")
+    assert index.loc["first", "plain_caption"] == "second, a robot"
+    assert index.loc["third", "plain_text_file"] == "", "held-out pictures are not trained on"
+    first, (other,) = encoded.training[0], encoded.regularisation
+    assert first.plain_text is not None
+    assert not torch.equal(first.plain_text.tokens, first.text.tokens)
+    assert other.name == "second"
+
+
+def test_base_model_makes_its_class_pictures(
+    weights_manifest: Path, nano_flux: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """As FluxPipeline makes them, at the largest size; regularisation pictures from there on."""
+    prompts = ["a red circle", "a blue star"]
+    changes = {"class_prompts": prompts, "class_pictures": 3, "sizes_px": [64, 128]}
+    encoded = run(weights_manifest, prepared, tmp_path / "out", **changes)
+    names = [f"class-{prompt}-{number}" for prompt in range(2) for number in range(3)]
+    assert [picture.name for picture in encoded.regularisation] == [f"class/{n}" for n in names]
+    assert [picture.caption for picture in encoded.regularisation] == [
+        prompt for prompt in prompts for _ in range(3)
+    ]
+    assert [len(picture.views) for picture in encoded.regularisation] == [2] * 6
+    assert [picture.name for picture in encoded.training] == ["first", "second"]
+    pipeline = FluxPipeline.from_pretrained(nano_flux)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        prompts[1],
+        height=128,
+        width=128,
+        num_inference_steps=SAMPLING.steps,
+        guidance_scale=SAMPLING.guidance,
+        max_sequence_length=MODEL.text_tokens,
+        generator=torch.Generator().manual_seed(1_000_002),
+    ).images[0]
+    with Image.open(tmp_path / "out" / "class-1-2.png") as image:
+        difference = np.abs(np.asarray(image, np.int16) - np.asarray(expected, np.int16))
+    assert difference.max() <= 1
+    again = run(weights_manifest, prepared, tmp_path / "again", **changes)
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+    assert again.sha256 == encoded.sha256

@@ -96,6 +96,7 @@ def test_every_picture_becomes_a_row_and_a_square(folders: dict[str, Path]) -> N
         "images_total": 5,
         "images_accepted": 5,
         "images_rejected": 0,
+        "images_masked": 0,
         "images_upscaled": 0,
         "images_train": 4,
         "images_validation": 1,
@@ -236,3 +237,46 @@ def test_command_line_fails_with_one_message(folders: dict[str, Path], tmp_path:
     assert result.returncode == 1
     assert "broken.png" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def transparent(side_px: int) -> Image.Image:
+    """Return a picture whose left half is transparent."""
+    image = scenery(side_px, side_px, 9).convert("RGBA")
+    opacity = np.full((side_px, side_px), 255, np.uint8)
+    opacity[:, : side_px // 2] = 0
+    image.putalpha(Image.fromarray(opacity))
+    return image
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "bucket"])
+def test_transparency_is_kept_as_a_mask(folders: dict[str, Path], fit: str) -> None:
+    """Beside the picture, in its very geometry, with its hash; padding is outside of it."""
+    transparent(128).crop((0, 0, 128, 96)).save(folders["images"] / "cut.png")
+    Image.new("RGBA", (64, 64), (9, 9, 9, 255)).save(folders["images"] / "whole.png")
+    prepare(params(fit=fit), **folders)
+    manifest = read_table(MANIFEST, folders["out"] / "manifest.csv").set_index("image")
+    masks = folders["out"] / "images" / "masks"
+    assert [path.name for path in masks.iterdir()] == ["cut.png"]
+    assert manifest.loc["cut", "mask_sha256"] == sha256_file(masks / "cut.png")
+    assert set(manifest.drop(index="cut")["mask_sha256"]) == {""}
+    with Image.open(masks / "cut.png") as image:
+        assert image.mode == "L"
+        assert image.size == (manifest.loc["cut", "width_px"], manifest.loc["cut", "height_px"])
+        opacity = np.asarray(image)
+    width = opacity.shape[1]
+    rows = slice(10, -10) if fit == "pad" else slice(None)
+    assert opacity[rows, : width // 2 - 4].max() == 0
+    assert opacity[rows, width // 2 + 4 :].min() == 255
+    if fit == "pad":
+        assert opacity[:6].max() == 0
+    metrics = json.loads((folders["out"] / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["images_masked"] == 1
+
+
+def test_enlargement_stands_in_the_manifest(folders: dict[str, Path]) -> None:
+    """Later stages can tell how large a picture really was."""
+    scenery(48, 40, 7).save(folders["images"] / "small.png")
+    prepare(params(), **folders)
+    manifest = read_table(MANIFEST, folders["out"] / "manifest.csv").set_index("image")
+    assert manifest.loc["small", "upscale"] == pytest.approx(64 / 40)
+    assert manifest.loc["a", "upscale"] == pytest.approx(64 / 90)

@@ -73,12 +73,24 @@ def write_encoded(folder: Path, *, channels: int = 8, broken: str = "") -> Path:
     rows = [("sample", "sample-0", "", "tok"), ("empty", "empty", "", "")]
     rows += [("image", name, "train", f"tok, {name}") for name in "abcd"]
     rows.append(("image", "held-out", "validation", "tok, held-out"))
-    table = pd.DataFrame(rows, columns=["kind", "name", "split", "caption"])
-    table.insert(3, "repeats", 1)
-    table["latents_file"] = [
-        f"latents-{name}.safetensors" if kind == "image" else "" for kind, name, *_ in rows
-    ]
-    table["text_file"] = [f"text-{name}.safetensors" for _, name, *_ in rows]
+    table = pd.DataFrame(
+        {
+            "kind": kind,
+            "name": name,
+            "place": 0,
+            "size_px": 32 if kind == "image" else 0,
+            "split": split,
+            "repeats": 1,
+            "regularisation": False,
+            "caption": caption,
+            "latents_file": f"latents-{name}.safetensors" if kind == "image" else "",
+            "mirrored_file": "",
+            "text_file": f"text-{name}.safetensors",
+            "plain_caption": "",
+            "plain_text_file": "",
+        }
+        for kind, name, split, caption in rows
+    )
     for kind, name, _, caption in rows:
         write_text(folder / f"text-{name}.safetensors", make_text(caption))
         if kind == "image":

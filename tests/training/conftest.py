@@ -11,14 +11,15 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from stages.adapters.attach import add_lora
+from stages.adapters.attach import add_shaped_lora
 from stages.contracts.params import TrainParams, load_params
-from stages.families.architecture import Architecture, lora_modules
+from stages.families.architecture import Architecture
 from stages.families.noise import keyed_normal
 from stages.families.text import TextEmbedding
 from stages.training.encoded import Encoded, Latents, Picture, Prompt
 from stages.training.loop import Run
 from stages.training.lora_forward import shorten_lora_forward
+from stages.training.targets import plan_lora
 
 LATENT_SHAPE = (8, 4, 4)
 
@@ -37,8 +38,8 @@ def make_picture(name: str) -> Picture:
 
 def attach(transformer: FluxTransformer2DModel, params: TrainParams) -> None:
     """Put the adapter of `params` on the model, as the stage does."""
-    modules = lora_modules(Architecture.from_config(transformer.config), params.targets)
-    add_lora(transformer, modules, params.rank, params.alpha, params.seed)
+    plan = plan_lora(Architecture.from_config(transformer.config), params)
+    add_shaped_lora(transformer, plan, params.seed)
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from stages.contracts.errors import DatasetError
-from stages.contracts.tables import ENCODED, write_table
+from stages.contracts.tables import ENCODED, read_table, write_table
 from stages.families.weights import Manifest, WeightFile
 from stages.training.encoded import (
     INDEX,
     Latents,
+    View,
     file_name,
     prompt_name,
     read_encoded,
@@ -31,18 +32,25 @@ MANIFEST = Manifest(
 
 
 def row(
-    kind: str, name: str, split: str = "", latents: str = "", text: str = ""
+    kind: str, name: str, split: str = "", latents: str = "", text: str = "", **other: str | int
 ) -> dict[str, str | int]:
     """Return a row of the index; the caption is made from the name."""
     caption = "" if kind == "empty" else f"caption of {name}"
     return {
         "kind": kind,
         "name": name,
+        "place": 0,
+        "size_px": 32 if kind == "image" else 0,
         "split": split,
         "repeats": 3 if name == "b" else 1,
+        "regularisation": False,
         "caption": caption,
         "latents_file": latents,
+        "mirrored_file": "",
         "text_file": text or f"text-{name}.safetensors",
+        "plain_caption": "",
+        "plain_text_file": "",
+        **other,
     }
 
 
@@ -135,3 +143,45 @@ def test_file_name_depends_on_all_that_decides_the_content() -> None:
     assert len(names) == 5
     other = Manifest(None, "c/d", "1" * 40, MANIFEST.files[:1])
     assert file_name("latents", other, ("vae",), picture="a", size_px=8) in names
+
+
+def test_sizes_mirrored_and_plain_texts_belong_to_their_picture(folder: Path) -> None:
+    """All views of a picture in the order of the sizes, and its caption without the trigger."""
+    index = read_table(ENCODED, folder / INDEX).to_dict("records")
+    others = {"place": 1, "size_px": 64, "mirrored_file": "mirrored.safetensors"}
+    index += [row("image", "a", "train", "large.safetensors", "text-a.safetensors", **others)]
+    plain = {"plain_caption": "plain", "plain_text_file": "text-b.safetensors"}
+    index = [entry | (plain if entry["name"] == "a" else {}) for entry in index]
+    for name, value in (("large", 1.0), ("mirrored", 2.0)):
+        ones = torch.full((8, 8, 8), value)
+        write_latents(folder / f"{name}.safetensors", Latents(ones, ones, torch.ones(4, 4)))
+    write_table(ENCODED, pd.DataFrame(index), folder / INDEX)
+    first, second = read_encoded(folder).training
+    assert [view.latents.mean.shape[-1] for view in first.views] == [4, 8]
+    assert first.mirrored is None
+    large = first.further[0]
+    assert large.mirrored is not None
+    assert large.mirrored.mean.max() == 2
+    assert large.latents.mask is not None
+    assert large.latents.mask.shape == (4, 4)
+    assert first.plain_text is not None
+    assert torch.equal(first.plain_text.tokens, make_text("b").tokens)
+    assert second.views == (View(second.latents, None),)
+    assert second.plain_text is None
+    (folder / "mirrored.safetensors").unlink()
+    with pytest.raises(DatasetError, match=r"mirrored\.safetensors: cannot be read"):
+        read_encoded(folder)
+
+
+def test_regularisation_pictures_stand_apart(folder: Path) -> None:
+    """They are neither learnt nor measured; without others there is nothing to learn."""
+    index = pd.DataFrame(read_table(ENCODED, folder / INDEX))
+    index.loc[index["name"] == "a", "regularisation"] = True
+    write_table(ENCODED, index, folder / INDEX)
+    encoded = read_encoded(folder)
+    assert [picture.name for picture in encoded.training] == ["b"]
+    assert [picture.name for picture in encoded.regularisation] == ["a"]
+    index.loc[index["kind"] == "image", "regularisation"] = True
+    write_table(ENCODED, index, folder / INDEX)
+    with pytest.raises(DatasetError, match=r"2 problems[\s\S]*split 'train'"):
+        read_encoded(folder)

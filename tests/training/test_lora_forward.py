@@ -18,6 +18,7 @@ from stages.training.lora_forward import (
     shorten_lora_forward,
     total_rank,
 )
+from stages.training.noise_levels import NoiseLevels
 from stages.training.objective import assemble, flow_losses
 from tests.training.conftest import attach
 
@@ -27,7 +28,9 @@ def losses_and_gradients(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the losses of three pictures and the gradient of their mean."""
     draws = [
-        draw_sample(picture, encoded.empty, 0, 0, timesteps="sigmoid", dropout=0.0)
+        draw_sample(
+            picture, encoded.empty, 0, 0, levels=NoiseLevels("sigmoid", 0.0, 1.0), dropout=0.0
+        )
         for picture in encoded.training[:3]
     ]
     parameters = lora_parameters(transformer)

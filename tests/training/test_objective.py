@@ -17,6 +17,7 @@ from stages.families.flow import predict_velocity
 from stages.families.latents import pack
 from stages.training.batches import Draw, draw_sample
 from stages.training.encoded import Encoded
+from stages.training.noise_levels import NoiseLevels
 from stages.training.objective import assemble, flow_losses
 from stages.training.optimiser import build_optimiser
 from tests.training.conftest import attach
@@ -27,7 +28,9 @@ CPU = torch.device("cpu")
 def draws_of(encoded: Encoded, epoch: int) -> list[Draw]:
     """Return the draws of three pictures."""
     return [
-        draw_sample(picture, encoded.empty, epoch, 0, timesteps="sigmoid", dropout=0.0)
+        draw_sample(
+            picture, encoded.empty, epoch, 0, levels=NoiseLevels("sigmoid", 0.0, 1.0), dropout=0.0
+        )
         for picture in encoded.training[:3]
     ]
 

@@ -95,6 +95,8 @@ def test_killed_anywhere_ends_with_the_same_bytes(
         "ema_decay": ema_decay,
         "steps": STEPS,
         "batch": 1,
+        "validation_sigmas": [0.5],
+        "probe_pictures": 1,
         "scheduler": "constant" if optimiser == "schedule-free-adamw" else "cosine",
         "adapter_dropout": 0.5,
     }

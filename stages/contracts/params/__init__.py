@@ -23,11 +23,12 @@ from stages.contracts.params.lens import (
     SplitParams,
 )
 from stages.contracts.params.shared import ModelParams, PromptsParams, SamplingParams
-from stages.contracts.params.training import TrainParams
+from stages.contracts.params.training import BlockSetting, TrainParams
 
 __all__ = [
     "SHARED_SECTIONS",
     "AttributeParams",
+    "BlockSetting",
     "CaptionParams",
     "ConceptParams",
     "EncodeParams",

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
+from stages.contracts.captions import find_trigger
 from stages.contracts.errors import ParamsError, Problem
 from stages.contracts.params.fields import Section
 from stages.contracts.params.intake import CaptionParams, EncodeParams, FetchParams, PrepareParams
@@ -67,6 +68,33 @@ class Params(Section):
             raise ValueError(f"prompts lack the trigger {trigger!r}: {lacking}")
         if having := [p for p in self.prompts.without_trigger if trigger in p]:
             raise ValueError(f"prompts.without_trigger contain the trigger {trigger!r}: {having}")
+        if having := [p for p in self.encode.class_prompts if find_trigger(p, trigger)]:
+            raise ValueError(f"encode.class_prompts contain the trigger {trigger!r}: {having}")
+        if find_trigger(self.encode.trigger_class, trigger):
+            raise ValueError(f"encode.trigger_class is the trigger {trigger!r}; name its class")
+        return self
+
+    @model_validator(mode="after")
+    def _encoded_is_what_was_prepared(self) -> Self:
+        if (largest := max(self.encode.sizes_px)) > self.prepare.size_px:
+            raise ValueError(
+                f"encode.sizes_px has {largest}, but prepare.size_px is {self.prepare.size_px}: "
+                "pictures would be scaled up. Raise prepare.size_px, or drop the size"
+            )
+        if self.encode.flip and self.prepare.kind == "character":
+            raise ValueError(
+                "encode.flip mirrors faces, which prepare.kind: character does not allow: no face "
+                "is symmetric, and the LoRA would learn both. Set encode.flip: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trained_is_what_was_encoded(self) -> Self:
+        if self.train.output_preservation > 0 and not self.encode.without_trigger:
+            raise ValueError(
+                "train.output_preservation needs captions without the trigger: set "
+                "encode.without_trigger: true"
+            )
         return self
 
 

@@ -238,7 +238,39 @@ class CaptionParams(Section):
 class EncodeParams(Section):
     """From pictures and captions to what training needs in memory."""
 
-    size_px: Side = Field(description="Training resolution: side of the encoded pictures, pixels.")
+    sizes_px: Annotated[list[Side], Field(min_length=1)] = Field(
+        description="Training resolutions: sides of the encoded pictures, pixels; training uses "
+        "all of them, validation the first."
+    )
+    flip: bool = Field(
+        description="Encode training pictures mirrored as well; training uses either with equal "
+        "chance. Not for kind: character, and never where a caption speaks of sides or lettering."
+    )
+    without_trigger: bool = Field(
+        description="Encode captions without the trigger too: what train.output_preservation needs."
+    )
+    trigger_class: str = Field(
+        description="Word in the trigger's place in captions without it, such as person; or empty."
+    )
+    class_prompts: list[Text] = Field(
+        description="Prompts of pictures that the base model itself makes, for training to keep "
+        "to (prior preservation); usually none, or of the subject's class."
+    )
+    class_pictures: Positive = Field(description="Pictures that it makes of each class prompt.")
     sample_prompts: list[Text] = Field(
         description="Prompts of the pictures that training draws while it runs."
     )
+
+    @model_validator(mode="after")
+    def _sizes_and_prompts_once(self) -> Self:
+        if len(set(self.sizes_px)) < len(self.sizes_px):
+            raise ValueError(f"sizes_px lists a size more than once: {self.sizes_px}")
+        if len(set(self.class_prompts)) < len(self.class_prompts):
+            raise ValueError("class_prompts lists a prompt more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _class_stays_on_one_line(self) -> Self:
+        if unreadable_signs(self.trigger_class):
+            raise ValueError("trigger_class holds line breaks or control characters")
+        return self

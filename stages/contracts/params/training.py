@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
+from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma
 
 OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free-adamw"]
@@ -19,17 +20,47 @@ def _number_or_auto(value: object) -> object:
 
 
 Steps = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
+Rank = Annotated[int, Field(ge=1, le=512)]
+Alpha = Annotated[float, Field(gt=0.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _check_pattern(text: str) -> str:
+    BlockPattern.parse(text)
+    return text
+
+
+Blocks = list[Annotated[str, AfterValidator(_check_pattern)]]
+"""Patterns of blocks, see contracts/block_patterns.py."""
+
+
+class BlockSetting(Section):
+    """What some of the trained blocks have of their own."""
+
+    blocks: Annotated[Blocks, Field(min_length=1)] = Field(
+        description="Patterns such as double.0-3, single.7 or single; within train.blocks."
+    )
+    rank: Rank = Field(description="Rank of the modules of these blocks.")
+    alpha: Alpha = Field(description="Their alpha: Delta W is (alpha / rank) B A.")
+    learning_rate: Rate = Field(
+        description="Their rate where the others have train.learning_rate; one schedule for both."
+    )
 
 
 class TrainParams(Section):
     """The LoRA: its shape, its optimiser and how it is watched."""
 
-    rank: Annotated[int, Field(ge=1, le=512)] = Field(description="Rank of every module.")
-    alpha: Annotated[float, Field(gt=0.0)] = Field(
-        description="Delta W is (alpha / rank) B A; alpha = rank gives scale 1."
+    rank: Rank = Field(description="Rank of every module, block_settings apart.")
+    alpha: Alpha = Field(description="Delta W is (alpha / rank) B A; alpha = rank gives scale 1.")
+    targets: Literal["all", "attention", "attention+mlp", "kohya"] = Field(
+        description="Linear layers of the blocks that get an adapter (all: 494 on FLUX.1); kohya: "
+        "all, with one A for the layers that sd-scripts sees as one (304)."
     )
-    targets: Literal["all", "attention", "attention+mlp"] = Field(
-        description="Linear layers of the blocks that get an adapter (all: 494 on FLUX.1)."
+    blocks: Blocks = Field(
+        description="Blocks that are trained: patterns such as double.0-3 or single.7; [] is all."
+    )
+    block_settings: list[BlockSetting] = Field(
+        description="Rank, alpha and rate of single blocks; each block in one setting at most."
     )
     steps: Steps = Field(
         description="Optimiser steps; auto: 100 per training picture, at least 500, at most 4000."
@@ -41,7 +72,7 @@ class TrainParams(Section):
     optimiser: OptimiserName = Field(
         description="Turns gradients into updates; adamw8bit needs a CUDA GPU and bitsandbytes."
     )
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    learning_rate: Rate = Field(
         description="The optimiser's rate; prodigy finds its own and takes this as a factor: 1.0."
     )
     scheduler: SchedulerName = Field(
@@ -63,15 +94,52 @@ class TrainParams(Section):
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         description="Decay of a moving average of the weights, kept beside them; 0 keeps none."
     )
-    timesteps: Literal["sigmoid", "uniform"] = Field(
-        description="Distribution of the noise level: sigmoid of a normal draw, or uniform."
+    timesteps: Literal["sigmoid", "logit-normal", "uniform", "shifted"] = Field(
+        description="Distribution of the noise level: sigmoid of a standard normal draw; of one "
+        "with timestep_location and timestep_scale; uniform; or the second, shifted towards noise "
+        "by resolution as FLUX.1-dev's sampler does."
     )
-    guidance: Annotated[float, Field(ge=0.0)] = Field(
-        description="Guidance embedding in training; 1.0 keeps FLUX.1-dev's distillation intact."
+    timestep_location: float = Field(
+        description="Mean of the normal draw of logit-normal and shifted; above 0 is more noise."
+    )
+    timestep_scale: Annotated[float, Field(gt=0.0)] = Field(
+        description="Standard deviation of the normal draw of logit-normal and shifted."
+    )
+    loss_weighting: Literal["none", "sigma-sqrt", "cosmap", "min-snr"] = Field(
+        description="Weight of a sample's loss by its noise level; validation has none."
+    )
+    min_snr_gamma: Annotated[float, Field(gt=0.0)] = Field(
+        description="Largest signal-to-noise ratio that min-snr counts in full."
+    )
+    guidance: Annotated[float, Field(ge=0.0)] | None = Field(
+        description="Guidance embedding in training; 1.0 keeps FLUX.1-dev's distillation intact, "
+        "null leaves the embedder out (Flex.1-alpha). Models without one ignore it."
     )
     caption_dropout: Fraction = Field(description="Share of samples trained on the empty caption.")
     adapter_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         description="Share of each module's ranks that a sample is trained without."
+    )
+    masked_loss: bool = Field(
+        description="Weigh the loss by the transparency of pictures that have any."
+    )
+    mask_floor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        description="Weight of a wholly transparent place, where an opaque one has 1, under "
+        "masked_loss."
+    )
+    regularisation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        description="Share of the samples that are regularisation or class pictures, where there "
+        "are any."
+    )
+    regularisation_weight: Annotated[float, Field(ge=0.0)] = Field(
+        description="Weight of such a sample in the loss, where another one has 1."
+    )
+    output_preservation: Annotated[float, Field(ge=0.0)] = Field(
+        description="Weight of the difference between the model with and without the adapter on "
+        "captions without the trigger; 0: not computed."
+    )
+    output_preservation_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        description="Share of the samples on which that difference is measured; each costs two "
+        "more forward passes and a backward one."
     )
     gradient_checkpointing: bool = Field(description="Trade time for memory in the backward pass.")
     seed: Seed = Field(description="Decides the adapter's start and every draw of the run.")
@@ -106,5 +174,42 @@ class TrainParams(Section):
             raise ValueError(
                 f"optimiser schedule-free-adamw averages its weights in place of a falling rate: "
                 f"scheduler must be constant, not {self.scheduler}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prodigy_has_one_rate(self) -> Self:
+        rates = {setting.learning_rate for setting in self.block_settings}
+        if self.optimiser == "prodigy" and rates - {self.learning_rate}:
+            raise ValueError(
+                "optimiser prodigy finds one rate for all blocks: every learning_rate in "
+                "block_settings must be train.learning_rate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_setting_per_block(self) -> Self:
+        patterns = [
+            (number, text, BlockPattern.parse(text))
+            for number, setting in enumerate(self.block_settings)
+            for text in setting.blocks
+        ]
+        twice = [
+            f"{text} (setting {number}) and {other_text} (setting {other_number})"
+            for number, text, pattern in patterns
+            for other_number, other_text, other in patterns
+            if number < other_number and pattern.overlaps(other)
+        ]
+        if twice:
+            raise ValueError(f"block_settings name blocks twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _location_and_scale_have_an_effect(self) -> Self:
+        neutral = self.timestep_location == 0.0 and self.timestep_scale == 1.0
+        if self.timesteps in ("sigmoid", "uniform") and not neutral:
+            raise ValueError(
+                f"timesteps {self.timesteps} has neither location nor scale: set timestep_location "
+                "to 0.0 and timestep_scale to 1.0, or timesteps to logit-normal or shifted"
             )
         return self
