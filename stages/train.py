@@ -17,17 +17,21 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from diffusers import FluxTransformer2DModel
 
 from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
+from stages.adapters.training_adapter import TrainingAdapter
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import HISTORY, write_table
@@ -51,6 +55,7 @@ from stages.training.schedule import pictures_per_step, settle_steps, total_step
 from stages.training.selection import choose_checkpoint
 from stages.training.state import Journal, clear_state
 from stages.training.targets import plan_lora
+from stages.training.training_adapter import open_training_adapter
 
 _LAST_STEPS: Final = 50
 _log = logging.getLogger(__name__)
@@ -68,6 +73,7 @@ def train(
     """Write the adapter, its checkpoints, samples, history and metrics into `out`.
 
     Raises:
+        AdapterError: the training adapter cannot be read, or does not fit the base model.
         DatasetError: the encoded pictures are broken or do not fit the base model.
         HardwareError: a package or GPU that `model` or `train.optimiser` asks for is missing.
         ParamsError: the blocks to train are not those of the base model.
@@ -103,6 +109,11 @@ def _prepare(
     params = settle_steps(params, len(data.training))
     plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
+    distilled: Callable[[], AbstractContextManager[None]] = nullcontext
+    if params.training_adapter is not None:
+        helper = TrainingAdapter(transformer, open_training_adapter(params.training_adapter))
+        distilled = helper.off
+        _log.info("training adapter %s: off in sample pictures", params.training_adapter.file)
     add_shaped_lora(transformer, plan, params.seed)
     shorten_lora_forward(transformer)
     if params.gradient_checkpointing:
@@ -114,7 +125,7 @@ def _prepare(
         data,
         params,
         describe=partial(adapter_metadata, origin, params, model),
-        draw_samples=_sampler(folder, transformer, data, sampling, params.sample_seed),
+        draw_samples=_sampler(folder, transformer, data, sampling, params.sample_seed, distilled),
     )
     return run, state
 
@@ -125,15 +136,24 @@ def _sampler(
     data: Encoded,
     sampling: SamplingParams,
     seed: int,
+    distilled: Callable[[], AbstractContextManager[None]],
 ) -> Callable[[], Pictures]:
-    """Return a function that draws one picture per sample prompt with the adapter as it is."""
+    """Return a function that draws one picture per sample prompt with the adapter as it is.
+
+    `distilled` is a context in which the base is as it will be used, without a training adapter.
+    """
     if not data.samples:
         return tuple
     texts = {sample.prompt: sample.text for sample in data.samples}
     jobs = [Job(sample.prompt, seed) for sample in data.samples]
     few = sampling.model_copy(update={"batch": min(sampling.batch, len(jobs))})
     generator = make_generator(folder, transformer, texts, few)
-    return lambda: (picture for _, picture in generate(generator, jobs, few))
+
+    def draw() -> Iterator[npt.NDArray[np.uint8]]:
+        with distilled():
+            yield from (picture for _, picture in generate(generator, jobs, few))
+
+    return draw
 
 
 def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> None:

@@ -23,7 +23,7 @@ from stages.contracts.params.lens import (
     SplitParams,
 )
 from stages.contracts.params.shared import ModelParams, PromptsParams, SamplingParams
-from stages.contracts.params.training import BlockSetting, TrainParams
+from stages.contracts.params.training import BlockSetting, TrainingAdapterParams, TrainParams
 
 __all__ = [
     "SHARED_SECTIONS",
@@ -45,5 +45,6 @@ __all__ = [
     "SlimParams",
     "SplitParams",
     "TrainParams",
+    "TrainingAdapterParams",
     "load_params",
 ]

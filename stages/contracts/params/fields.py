@@ -12,6 +12,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Sigma = Annotated[float, Field(gt=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
 CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Channel = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
 

@@ -7,7 +7,17 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from stages.contracts.block_patterns import BlockPattern
-from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma
+from stages.contracts.params.fields import (
+    CommitHash,
+    Fraction,
+    Positive,
+    Section,
+    Seed,
+    Sha256,
+    Sigma,
+    Text,
+    check_pinned,
+)
 
 OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free-adamw"]
 SchedulerName = Literal["constant", "linear", "cosine", "cosine-restarts", "polynomial"]
@@ -45,6 +55,28 @@ class BlockSetting(Section):
     learning_rate: Rate = Field(
         description="Their rate where the others have train.learning_rate; one schedule for both."
     )
+
+
+class TrainingAdapterParams(Section):
+    """A LoRA that the base carries in training alone, pinned by a commit or by its hash."""
+
+    file: Text = Field(
+        description="Path of the .safetensors file: in the repository, or on this machine."
+    )
+    repository: Text | None = Field(
+        description="Hub repository, such as ostris/FLUX.1-schnell-training-adapter, or null."
+    )
+    revision: CommitHash | None = Field(description="Commit of the repository.")
+    sha256: Sha256 | None = Field(
+        description="SHA-256 of the file; needed where there is no repository."
+    )
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> Self:
+        check_pinned(self.repository, self.revision)
+        if self.repository is None and self.sha256 is None:
+            raise ValueError("a file of this machine is pinned by its hash: set sha256")
+        return self
 
 
 class TrainParams(Section):
@@ -110,6 +142,10 @@ class TrainParams(Section):
     )
     min_snr_gamma: Annotated[float, Field(gt=0.0)] = Field(
         description="Largest signal-to-noise ratio that min-snr counts in full."
+    )
+    training_adapter: TrainingAdapterParams | None = Field(
+        description="LoRA that undoes a distillation while training, off in pictures "
+        "(FLUX.1-schnell), or null."
     )
     guidance: Annotated[float, Field(ge=0.0)] | None = Field(
         description="Guidance embedding in training; 1.0 keeps FLUX.1-dev's distillation intact, "
