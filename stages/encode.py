@@ -169,7 +169,10 @@ def _read_sources(images: Path, captions: Path) -> list[Source]:
     problems += [problem for source in sources for problem in _changed(source)]
     if problems:
         raise DatasetError("Pictures and captions do not belong together", problems)
-    return sources
+    used = [source for source in sources if not (source.held_out and source.regularisation)]
+    if left := len(sources) - len(used):
+        _log.warning("%d regularisation pictures are held out: nothing is measured on them", left)
+    return used
 
 
 def _source(folder: Path, row: dict[Hashable, Any], caption: dict[Hashable, Any]) -> Source:

@@ -3,7 +3,8 @@
 Reads:   latents and text embeddings (--encoded), the base model (--weights): the transformer, and
          the VAE for the sample pictures alone.
 Writes:  adapter.safetensors (equal to the chosen checkpoint), checkpoints/step-*.safetensors,
-         samples/step-<step>-<prompt>.png, history.csv (HISTORY), metrics.json.
+         samples/step-<step>-<prompt>.png, history.csv (HISTORY), scores.csv (SCORES) of the
+         checkpoints, sheet.png (checkpoints x prompts), diagnosis.csv (DIAGNOSIS), metrics.json.
 Params:  train, model, sampling.
 
 The recipe is that of ai-toolkit's FLUX.1-dev example (ostris/ai-toolkit,
@@ -17,7 +18,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -29,34 +30,40 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from diffusers import FluxTransformer2DModel
+from PIL import Image
 
 from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
 from stages.adapters.training_adapter import TrainingAdapter
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
-from stages.contracts.tables import HISTORY, write_table
+from stages.contracts.tables import DIAGNOSIS, HISTORY, SCORES, write_table
 from stages.families.architecture import Architecture, read_architecture
+from stages.families.latents import encode_pictures
 from stages.families.loading import checkpoint_blocks, load_transformer
 from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
+from stages.imaging.checkpoint_sheet import CheckpointRow, checkpoint_sheet
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
 from stages.runtime.files import rounded, sha256_file, write_json
-from stages.runtime.fingerprint import run_fingerprint
+from stages.runtime.fingerprint import run_fingerprint, source_hashes
 from stages.runtime.outputs import replace_folder
 from stages.sampling.generation import Job, generate, make_generator
 from stages.training.distribution import joined_processes, start_processes
-from stages.training.encoded import Encoded, read_encoded
+from stages.training.encoded import Encoded, Prompt, read_encoded
 from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.metadata import Origin, adapter_metadata
 from stages.training.optimiser import require_optimiser
 from stages.training.schedule import pictures_per_step, settle_steps, total_steps
-from stages.training.selection import choose_checkpoint
+from stages.training.scoring import Painter, score_notes
+from stages.training.selection import checkpoint_steps, require_selectable
 from stages.training.state import Journal, clear_state
 from stages.training.targets import plan_lora
 from stages.training.training_adapter import open_training_adapter
+from stages.training.verdict import Verdict, diagnosis_table, judge, score_table
 
+_HALF_RANGE = 127.5  # 0-255 becomes -1..1
 _LAST_STEPS: Final = 50
 _log = logging.getLogger(__name__)
 
@@ -83,12 +90,14 @@ def train(
     require_hardware(model, device)
     require_optimiser(params.optimiser, device)
     with joined_processes(device, pictures_per_step(params)) as world:
-        run, state = _prepare(params, model, sampling, device, weights, encoded)
+        run, painter, state = _prepare(params, model, sampling, device, weights, encoded)
         journal = train_adapter(run, state)
         if not world.leads:
             return
+        verdict = judge(run, painter, journal, state)
         with replace_folder(out) as work:
-            _publish(work, state, journal, run)
+            _publish(work, state, journal)
+            _publish_verdict(work, journal, run, verdict)
         clear_state(state)
 
 
@@ -99,8 +108,11 @@ def _prepare(
     device: torch.device,
     weights: Path,
     encoded: Path,
-) -> tuple[Run, Path]:
-    """Return the run, with the adapter on the model, and the folder of its state."""
+) -> tuple[Run, Painter, Path]:
+    """Return the run, with the adapter on the model, what draws with it, and its state's folder."""
+    require_selectable(
+        params.select, checkpoint_steps(total_steps(params), params.checkpoint_every)
+    )
     folder = ensure_weights(weights)
     architecture = read_architecture(folder)
     data = read_encoded(encoded)
@@ -119,41 +131,48 @@ def _prepare(
     if params.gradient_checkpointing:
         checkpoint_blocks(transformer)
     _announce(params, data, plan, _count_parameters(transformer))
-    origin = Origin(_base_name(weights), architecture, data)
+    origin = Origin(_base_name(weights), architecture, data, source_hashes(Path(__file__)))
+    painter = _painter(folder, transformer, data, sampling, params.sample_seed, distilled)
     run = Run(
         transformer,
         data,
         params,
         describe=partial(adapter_metadata, origin, params, model),
-        draw_samples=_sampler(folder, transformer, data, sampling, params.sample_seed, distilled),
+        draw_samples=painter.samples,
     )
-    return run, state
+    return run, painter, state
 
 
-def _sampler(
+def _painter(
     folder: Path,
     transformer: FluxTransformer2DModel,
     data: Encoded,
     sampling: SamplingParams,
     seed: int,
     distilled: Callable[[], AbstractContextManager[None]],
-) -> Callable[[], Pictures]:
-    """Return a function that draws one picture per sample prompt with the adapter as it is.
+) -> Painter:
+    """Return what draws one picture per prompt, with the adapter as it is, all of one seed.
 
     `distilled` is a context in which the base is as it will be used, without a training adapter.
     """
-    if not data.samples:
-        return tuple
-    texts = {sample.prompt: sample.text for sample in data.samples}
-    jobs = [Job(sample.prompt, seed) for sample in data.samples]
-    few = sampling.model_copy(update={"batch": min(sampling.batch, len(jobs))})
-    generator = make_generator(folder, transformer, texts, few)
+    texts = {one.prompt: one.text for one in (*data.samples, *data.plain)}
+    generator = make_generator(folder, transformer, texts, sampling)
 
-    def draw() -> Iterator[npt.NDArray[np.uint8]]:
-        with distilled():
-            yield from (picture for _, picture in generate(generator, jobs, few))
+    def draws(prompts: Sequence[Prompt]) -> Callable[[], Pictures]:
+        jobs = [Job(one.prompt, seed) for one in prompts]
+        few = sampling.model_copy(update={"batch": max(1, min(sampling.batch, len(jobs)))})
 
-    return draw
+        def draw() -> Iterator[npt.NDArray[np.uint8]]:
+            with distilled():
+                yield from (picture for _, picture in generate(generator, jobs, few))
+
+        return draw
+
+    def encoded(picture: npt.NDArray[np.uint8]) -> torch.Tensor:
+        pixels = torch.from_numpy(picture.copy()).float().permute(2, 0, 1)[None] / _HALF_RANGE - 1
+        return encode_pictures(generator.vae, pixels)[0][0]
+
+    return Painter(draws(data.samples), draws(data.plain), encoded)
 
 
 def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> None:
@@ -227,33 +246,53 @@ def _state_folder(params: Mapping[str, Section], weights: Path, encoded: Path) -
     return folder
 
 
-def _publish(work: Path, state: Path, journal: Journal, run: Run) -> None:
-    params = run.params
+def _publish(work: Path, state: Path, journal: Journal) -> None:
+    """Write what the run made: checkpoints, samples, history."""
     for name in ("checkpoints", "samples"):
         (work / name).mkdir()
     for name in journal.files:
         shutil.copyfile(state / name, work / name)
-    kept = {row.step for row in journal.history if checkpoint_name(row.step) in journal.files}
-    choice = choose_checkpoint(journal, kept, params.select)
+    write_table(HISTORY, _history(journal), work / "history.csv")
+
+
+def _publish_verdict(work: Path, journal: Journal, run: Run, verdict: Verdict) -> None:
+    """Write the chosen adapter, and what was found out about the run."""
+    choice = verdict.choice
     adapter = work / "adapter.safetensors"
     shutil.copyfile(work / checkpoint_name(choice.step), adapter)
-    write_table(HISTORY, _history(journal), work / "history.csv")
+    write_table(SCORES, score_table(journal, verdict), work / "scores.csv")
+    write_table(DIAGNOSIS, diagnosis_table(verdict), work / "diagnosis.csv")
+    prompts = [prompt.prompt for prompt in (*run.data.samples, *run.data.plain)]
+    sheet = checkpoint_sheet(prompts, _sheet_rows(journal, verdict))
+    Image.fromarray(sheet).save(work / "sheet.png")
     metrics = {
         "validation_loss_base": rounded(choice.validation_loss_base),
         "validation_loss": rounded(choice.validation_loss),
         "improvement": rounded(choice.improvement),
         "selected_step": choice.step,
+        "selected_because": choice.reason,
+        "findings": "; ".join(finding.name for finding in verdict.findings),
         **_last_losses(journal),
         "trainable_parameters": _count_parameters(run.transformer),
         "adapter_bytes": adapter.stat().st_size,
     }
     write_json(work / "metrics.json", metrics)
-    _log.info(
-        "chosen: step %d of %d, validation loss %.1f %% below the base model's",
-        choice.step,
-        total_steps(params),
-        100 * choice.improvement,
-    )
+    _log.info("chosen: %s", choice.reason)
+    for finding in verdict.findings:
+        _log.info("%s: %s %s", finding.name, finding.words, finding.advice)
+
+
+def _sheet_rows(journal: Journal, verdict: Verdict) -> list[CheckpointRow]:
+    losses = {row.step: row.validation_loss for row in journal.history}
+    return [
+        CheckpointRow(
+            f"step {score.step}" if score.step else "base model",
+            score_notes(score, losses[score.step]),
+            drawn.all,
+            chosen=score.step == verdict.choice.step,
+        )
+        for score, drawn in zip(verdict.scores, verdict.drawn, strict=True)
+    ]
 
 
 def _last_losses(journal: Journal) -> dict[str, float]:

@@ -24,6 +24,7 @@ DERIVED_METADATA: Final = frozenset(
         "format",
         "modelspec.hash_sha256",
         "ss_network_alpha",
+        "ss_network_dim",
         "sshs_legacy_hash",
         "sshs_model_hash",
     }
@@ -67,8 +68,10 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
 
     Names are diffusers' with `transformer.`, numbers float32. alpha / rank is multiplied into B
     and no alpha is stated, because readers disagree on where to look for it; with alpha = rank
-    every tensor is written unchanged. Only a file with the final `proj_out` states its config in
-    the header: without it diffusers guesses names by suffix, and PEFT warns of the guess.
+    every tensor is written unchanged. `ss_network_dim` and `ss_network_alpha` say the same in
+    kohya's fields, or `Dynamic` where ranks differ (sd-scripts, networks/resize_lora.py). Only a
+    file with the final `proj_out` states its config in the header: without it diffusers guesses
+    names by suffix, and PEFT warns of the guess.
 
     Raises:
         AdapterError: the adapter has no modules; diffusers cannot load such a file.
@@ -81,10 +84,18 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
     for module, pair in folded.items():
         tensors[format_key(Key(module, "down"))] = pair.down
         tensors[format_key(Key(module, "up"))] = pair.up
-    header = {**adapter.metadata, "format": "pt"}
+    header = {**adapter.metadata, **_network_fields(folded), "format": "pt"}
     if AMBIGUOUS_MODULE in folded:
         header[CONFIG_FIELD] = config_text(exact_config(folded))
     write_safetensors(path, tensors, header)
+
+
+def _network_fields(folded: Mapping[str, LoraPair]) -> dict[str, str]:
+    ranks = {pair.rank for pair in folded.values()}
+    if len(ranks) > 1:
+        return {"ss_network_alpha": "Dynamic", "ss_network_dim": "Dynamic"}
+    rank = ranks.pop()
+    return {"ss_network_alpha": repr(float(rank)), "ss_network_dim": str(rank)}
 
 
 def _fold(pair: LoraPair) -> LoraPair:

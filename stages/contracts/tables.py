@@ -229,6 +229,38 @@ HISTORY: Final = _table(
     },
 )
 
+SCORES: Final = _table(
+    "train/scores.csv",
+    ("step",),
+    {
+        # One row per kept checkpoint and one of the base model, step 0. Empty: not measured.
+        # Losses as in HISTORY; the rest is explained in stages/training/scoring.py.
+        "step": _count(0),
+        "validation_loss": _real(0.0, nullable=True),
+        "probe_loss": _real(0.0, nullable=True),
+        "effect_mse": _real(0.0, 65025.0, nullable=True),
+        "plain_mse": _real(0.0, 65025.0, nullable=True),
+        "bleed": _real(0.0, nullable=True),
+        "diversity": _real(0.0, nullable=True),
+        "detail": _real(0.0, 255.0, nullable=True),
+        "nearest_training": _real(0.0, nullable=True),
+        "collapsed": pa.Column(bool),
+        "chosen": pa.Column(bool),
+    },
+)
+
+DIAGNOSIS: Final = _table(
+    "train/diagnosis.csv",
+    ("finding",),
+    {
+        # What the run shows, what to change, and the numbers behind it as a JSON object.
+        "finding": _text(r"[a-z][a-z -]*"),
+        "words": _text(r".+"),
+        "advice": _text(r".+"),
+        "numbers": _text(r"\{.*\}"),
+    },
+)
+
 SPLIT_INDEX: Final = _table(
     "split/index.csv",
     ("block",),

@@ -16,10 +16,12 @@ from stages.contracts.tables import (
     BLOCKS,
     CAPTIONS,
     CURVE,
+    DIAGNOSIS,
     HISTORY,
     MANIFEST,
     PICTURES,
     RENDERED,
+    SCORES,
     WORDS,
     Table,
     accepted,
@@ -31,7 +33,13 @@ Content = TypeVar("Content")
 
 METRIC_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "split": ("double_blocks", "single_blocks"),
-    "train": ("validation_loss_base", "validation_loss", "improvement", "selected_step"),
+    "train": (
+        "validation_loss_base",
+        "validation_loss",
+        "improvement",
+        "selected_step",
+        "selected_because",
+    ),
     "attribute": ("completeness_error", "blocks_for_half"),
     "evaluate": ("effect_mse", "heatmap_top", "prompts", "seeds"),
     "slim": ("blocks_kept", "bytes", "bytes_ratio", "recovery", "recovery_low"),
@@ -83,6 +91,8 @@ class Evidence:
     captions: pd.DataFrame
     words: pd.DataFrame
     history: pd.DataFrame
+    scores: pd.DataFrame
+    diagnosis: pd.DataFrame
     rendered: pd.DataFrame
     measured: pd.DataFrame
     curve: pd.DataFrame
@@ -132,6 +142,8 @@ def _table_places(folders: Folders) -> dict[str, tuple[Table, Path]]:
         "captions": (CAPTIONS, folders.captioned / "captions.csv"),
         "words": (WORDS, folders.captioned / "words.csv"),
         "history": (HISTORY, folders.trained / "history.csv"),
+        "scores": (SCORES, folders.trained / "scores.csv"),
+        "diagnosis": (DIAGNOSIS, folders.trained / "diagnosis.csv"),
         "rendered": (RENDERED, folders.rendered / "index.csv"),
         "blocks": (BLOCKS, folders.evaluated / "blocks.csv"),
         "measured": (PICTURES, folders.evaluated / "pictures.csv"),

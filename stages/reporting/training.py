@@ -20,7 +20,17 @@ from stages.reporting.words import decimal, percent
 _SAMPLE: Final = re.compile(r"step-(\d+)-(\d+)\.png")
 _SMOOTHED_PART: Final = 20  # the moving mean spans a twentieth of the run
 _SHOWN_QUANTILE: Final = 0.98  # single wild steps do not decide the chart's height
-_STILL_FALLING: Final = 0.01
+_SHEET_PX: Final = 1400
+
+SCORE_HEADINGS: Final = (
+    "validation loss",
+    "on training pictures",
+    "effect, MSE",
+    "bleed",
+    "diversity",
+    "nearest training picture",
+)
+"""What `Checkpoint.numbers` are; see docs/checkpoints.md."""
 
 
 @dataclass(frozen=True)
@@ -32,48 +42,80 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A row of scores: SCORE_HEADINGS says what the numbers are."""
+
+    name: str
+    numbers: Sequence[str]
+    chosen: bool
+    collapsed: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the run shows and what to change."""
+
+    name: str
+    words: str
+    advice: str
+
+
+@dataclass(frozen=True)
 class Training:
-    """What the page says about training."""
+    """What the page says about training; `sheet` is checkpoints x prompts as a data URI."""
 
     metrics: Metrics
     steps: int
     chart: Markup | None
-    diagnosis: str
+    reason: str
+    findings: Sequence[Finding]
+    headings: Sequence[str]
+    checkpoints: Sequence[Checkpoint]
+    sheet: str
     samples: Sequence[Samples]
 
 
 def tell_training(evidence: Evidence, prompts: Sequence[str], longest_px: int) -> Training:
-    """Return the loss chart, the diagnosis and the samples of `prompts` (encode.sample_prompts)."""
+    """Return the loss chart, findings, scores and samples of `prompts` (encode.sample_prompts)."""
     history, metrics = evidence.history.sort_values("step"), evidence.metrics["train"]
     return Training(
         metrics=metrics,
         steps=int(history["step"].max()),
         chart=_loss_chart(history, metrics),
-        diagnosis=diagnose(history, metrics),
+        reason=str(metrics["selected_because"]),
+        findings=[
+            Finding(row["finding"], row["words"], row["advice"])
+            for row in evidence.diagnosis.to_dict("records")
+        ],
+        headings=SCORE_HEADINGS,
+        checkpoints=_checkpoints(evidence.scores),
+        sheet=thumbnail(evidence.folders.trained / "sheet.png", _SHEET_PX),
         samples=_samples(evidence.folders.trained / "samples", prompts, longest_px),
     )
 
 
-def diagnose(history: pd.DataFrame, metrics: Metrics) -> str:
-    """Return in words what the validation loss says: falling, settled, or rising again."""
-    measured = history.loc[history["validation_loss"].notna(), ["step", "validation_loss"]]
-    if len(measured) < 3:
-        return "Validation was measured too seldom to say whether training was long enough."
-    last = float(measured["validation_loss"].iloc[-1])
-    before = float(measured["validation_loss"].iloc[-2])
-    best_step = int(measured["step"].iloc[int(measured["validation_loss"].argmin())])
-    selected = f"The adapter is the checkpoint of step {metrics['selected_step']:.0f}."
-    if (
-        best_step < int(measured["step"].iloc[-1])
-        and last > 1.01 * measured["validation_loss"].min()
-    ):
-        return (
-            f"Validation loss was lowest at step {best_step} and rose after it: "
-            f"the LoRA began to learn its pictures by heart. {selected}"
+def _checkpoints(scores: pd.DataFrame) -> list[Checkpoint]:
+    """Return the scores of every checkpoint as words; a dash where one was not measured."""
+
+    def shown(value: float, digits: int) -> str:
+        return "–" if pd.isna(value) else decimal(value, digits)
+
+    return [
+        Checkpoint(
+            name=f"step {row['step']}" if row["step"] else "base model",
+            numbers=[
+                shown(row["validation_loss"], 4),
+                shown(row["probe_loss"], 4),
+                shown(row["effect_mse"], 0),
+                shown(row["bleed"], 2),
+                shown(row["diversity"], 2),
+                shown(row["nearest_training"], 2),
+            ],
+            chosen=bool(row["chosen"]),
+            collapsed=bool(row["collapsed"]),
         )
-    if last < (1.0 - _STILL_FALLING) * before:
-        return f"Validation loss was still falling at the end: more steps may help. {selected}"
-    return f"Validation loss has settled. {selected}"
+        for row in scores.sort_values("step").to_dict("records")
+    ]
 
 
 def _loss_chart(history: pd.DataFrame, metrics: Metrics) -> Markup | None:

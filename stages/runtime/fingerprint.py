@@ -14,7 +14,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any, Final
 
-from stages.runtime.files import sha256_file
+from stages.runtime.files import git_blob_hash, sha256_file
 
 NUMERICAL_PACKAGES: Final = ("diffusers", "peft", "pytorch-optimizer", "torch", "transformers")
 """Installed packages whose version can change a weight."""
@@ -54,6 +54,11 @@ def run_fingerprint(params: Mapping[str, Any], inputs: Mapping[str, str], stage:
     }
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+def source_hashes(stage: Path) -> dict[str, str]:
+    """Return the git blob hash of `stage` and of each file that it imports, by its path."""
+    return {path.relative_to(_ROOT).as_posix(): git_blob_hash(path) for path in source_files(stage)}
 
 
 def source_files(stage: Path) -> tuple[Path, ...]:

@@ -70,6 +70,11 @@ def average_name(step: int) -> str:
     return f"checkpoints/step-{step:04d}-ema.safetensors"
 
 
+def sample_name(step: int, number: int) -> str:
+    """Return the file of a sample prompt's picture, relative to the run's folder."""
+    return f"samples/step-{step:04d}-{number}.png"
+
+
 def train_adapter(run: Run, folder: Path) -> Journal:
     """Return the journal of the whole run, begun or continued; its files lie in `folder`.
 
@@ -240,6 +245,6 @@ def _report(journal: Journal, window: int) -> None:
 
 def _write_samples(run: Run, journal: Journal, folder: Path) -> None:
     for index, picture in enumerate(run.draw_samples()):
-        name = f"samples/step-{journal.step:04d}-{index}.png"
+        name = sample_name(journal.step, index)
         write_whole(folder / name, partial(Image.fromarray(picture).save, format="PNG"))
         journal.files[name] = sha256_file(folder / name)

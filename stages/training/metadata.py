@@ -2,15 +2,21 @@
 
 `ss_*` are kohya's (sd-scripts, library/train_util.py), read by ComfyUI, Civitai, A1111 and
 lora-inspector; `modelspec.*` is Stability-AI/ModelSpec 1.0.1; `blocklens.*` are ours and say from
-what the adapter can be trained again. No date, host, path or commit: equal runs are equal bytes.
+what the adapter can be trained again. `ss_network_dim` and `ss_network_alpha` are about the file,
+so adapters/files.py states them.
+
+No date, host or path: equal runs are equal bytes. And no commit, which a change of a README moves
+on: `blocklens.code` names the files that decide the weights by their git blob hashes, which are the
+same in every commit that has them (`git log --find-object=HASH` lists those).
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stages.contracts.params import ModelParams, TrainParams
 from stages.families.architecture import Architecture
@@ -20,15 +26,21 @@ from stages.training.schedule import pictures_per_step
 
 _MODELSPEC_VERSION = "1.0.1"
 _IMPLEMENTATION = "https://github.com/black-forest-labs/flux"
+_FLEX_BLOCKS = (8, 38)
+_PUNCTUATION = ",.;:"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an adapter is trained on: the base (repository@revision or manifest hash) and data."""
+    """What an adapter is made from: base (repository@revision or manifest hash), data and code.
+
+    `code` is the git blob hash of each file of ours that takes part, by its path.
+    """
 
     base: str
     architecture: Architecture
     data: Encoded
+    code: Mapping[str, str]
 
 
 def adapter_metadata(
@@ -36,35 +48,74 @@ def adapter_metadata(
 ) -> dict[str, str]:
     """Return the text fields of the adapter that the run has after `step` steps."""
     side = origin.data.size_px
-    title = "flux-1-dev" if origin.architecture.guidance else "flux-1-schnell"
-    return {
+    trigger = common_trigger(origin.data.training)
+    fields = {
         "ss_base_model_version": "flux1",
+        "ss_caption_dropout_rate": repr(params.caption_dropout),
+        "ss_gradient_checkpointing": str(params.gradient_checkpointing),
         "ss_learning_rate": repr(params.learning_rate),
+        "ss_lr_warmup_steps": str(params.warmup_steps),
+        "ss_max_grad_norm": repr(params.gradient_clip),
         "ss_max_train_steps": str(params.steps),
-        "ss_network_args": json.dumps({"targets": params.targets}),
-        # The file itself has scale 1: alpha / rank is multiplied into B where it is written.
-        "ss_network_alpha": repr(float(params.rank)),
-        "ss_network_dim": str(params.rank),
+        "ss_mixed_precision": "bf16" if model.precision == "bfloat16" else "no",
+        "ss_network_args": json.dumps(_network_args(params), sort_keys=True),
         "ss_network_module": "peft.tuners.lora",
+        "ss_num_reg_images": str(len(origin.data.regularisation)),
         "ss_num_train_images": str(len(origin.data.training)),
         "ss_output_name": "adapter",
         "ss_resolution": f"({side}, {side})",
+        "ss_sd_model_name": origin.base,
         "ss_seed": str(params.seed),
         "ss_steps": str(step),
         "ss_tag_frequency": json.dumps({"train": tag_frequency(origin.data.training)}),
         "ss_total_batch_size": str(pictures_per_step(params)),
         "ss_v2": "False",
-        "modelspec.architecture": f"{title}/lora",
+        "modelspec.architecture": f"{architecture_name(origin.architecture)}/lora",
         "modelspec.implementation": _IMPLEMENTATION,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.sai_model_spec": _MODELSPEC_VERSION,
-        "modelspec.title": "adapter",
+        "modelspec.title": trigger or "adapter",
         "blocklens.base": origin.base,
+        "blocklens.code": json.dumps(origin.code, sort_keys=True),
         "blocklens.dataset": origin.data.sha256,
         "blocklens.model": json.dumps(model.model_dump(), sort_keys=True),
         "blocklens.packages": json.dumps(package_versions(), sort_keys=True),
+        "blocklens.seed": str(params.seed),
         "blocklens.step": str(step),
         "blocklens.train": json.dumps(params.model_dump(), sort_keys=True),
+    }
+    if trigger:
+        fields["modelspec.trigger_phrase"] = trigger
+        fields["modelspec.usage_hint"] = f"Begin the prompt with {trigger}."
+    return fields
+
+
+def architecture_name(architecture: Architecture) -> str:
+    """Return ModelSpec's name of the base; it has none for Flex.1-alpha, whose blocks are fewer."""
+    blocks = (architecture.double_blocks, architecture.single_blocks)
+    if blocks == _FLEX_BLOCKS:
+        return "flex-1-alpha"
+    return "flux-1-dev" if architecture.guidance else "flux-1-schnell"
+
+
+def common_trigger(pictures: Sequence[Picture]) -> str | None:
+    """Return the word that every caption begins with, or None; of one picture nothing is known.
+
+    Stage `caption` puts the trigger first, and a trigger is one word.
+    """
+    first = {picture.caption.partition(" ")[0].strip(_PUNCTUATION) for picture in pictures}
+    word = first.pop() if len(first) == 1 and len(pictures) > 1 else ""
+    return word or None
+
+
+def _network_args(params: TrainParams) -> dict[str, Any]:
+    """Return what else decides the network, as sd-scripts records its own arguments."""
+    return {
+        "alpha": params.alpha,
+        "blocks": params.blocks,
+        "block_settings": [setting.model_dump() for setting in params.block_settings],
+        "rank": params.rank,
+        "targets": params.targets,
     }
 
 

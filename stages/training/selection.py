@@ -1,19 +1,27 @@
-"""Which checkpoint is shipped."""
+"""Which checkpoint is shipped, and why.
+
+`best` is the lowest validation loss among the checkpoints whose pictures did not collapse; of
+equal ones the earliest, which is the least overfitted. Where all collapsed, it is the lowest of
+all, and the reason says so.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from stages.contracts.errors import ParamsError, Problem
 from stages.training.state import Journal
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen checkpoint's step, its validation loss, and the base model's."""
+    """The chosen checkpoint's step, its validation loss, the base model's, and why it is that."""
 
     step: int
     validation_loss: float
     validation_loss_base: float
+    reason: str
 
     @property
     def improvement(self) -> float:
@@ -21,22 +29,85 @@ class Choice:
         return 1 - self.validation_loss / self.validation_loss_base
 
 
-def choose_checkpoint(journal: Journal, checkpoints: set[int], select: str) -> Choice:
-    """Return the last checkpoint, or for `best` the earliest one of lowest validation loss.
+def checkpoint_steps(steps: int, every: int) -> tuple[int, ...]:
+    """Return the steps after which a run of `steps` keeps a checkpoint."""
+    return (*range(every, steps, every), steps)
+
+
+def require_selectable(select: str | int, checkpoints: Collection[int]) -> None:
+    """Check before training that the step asked for will have a checkpoint.
+
+    Raises:
+        ParamsError: it will not.
+    """
+    if isinstance(select, int) and select not in checkpoints:
+        near = sorted(sorted(checkpoints), key=lambda step: abs(step - select))[:3]
+        problem = Problem(
+            "train.select",
+            f"no checkpoint is kept after step {select}",
+            f"Near it are {', '.join(str(step) for step in sorted(near))}; they come every "
+            "train.checkpoint_every steps and after the last.",
+        )
+        raise ParamsError("The checkpoint asked for will not exist", [problem])
+
+
+def choose_checkpoint(
+    journal: Journal,
+    checkpoints: Collection[int],
+    select: str | int,
+    collapsed: Collection[int] = (),
+) -> Choice:
+    """Return the checkpoint that becomes the adapter.
 
     Args:
         journal: of a finished run; its step 0 is the base model.
         checkpoints: the steps whose adapters were kept.
-        select: `best` or `last`.
+        select: `best`, `last` or a step.
+        collapsed: steps whose pictures are near-uniform or all alike.
 
     Raises:
-        ValueError: no checkpoint was measured, or the base model was not.
+        ValueError: no checkpoint was measured, or the base model or the step asked for was not.
     """
     losses = {
         row.step: row.validation_loss for row in journal.history if row.validation_loss is not None
     }
-    measured = sorted(checkpoints & losses.keys())
-    if not measured or 0 not in losses:
+    measured = sorted(losses.keys() & set(checkpoints))
+    if not measured or 0 not in losses or (isinstance(select, int) and select not in measured):
         raise ValueError(f"nothing to choose from: measured steps {sorted(losses)}")
-    step = measured[-1] if select == "last" else min(measured, key=lambda step: losses[step])
-    return Choice(step, losses[step], losses[0])
+    sound = [step for step in measured if step not in collapsed] or measured
+    best = min(sound, key=lambda step: losses[step])
+    step = {"best": best, "last": measured[-1]}.get(str(select), select)
+    assert isinstance(step, int)
+    reason = _reason(step, {step: losses[step] for step in measured}, losses[0], select, collapsed)
+    return Choice(step, losses[step], losses[0], reason)
+
+
+def _reason(
+    step: int,
+    losses: dict[int, float],
+    base: float,
+    select: str | int,
+    collapsed: Collection[int],
+) -> str:
+    """Return the choice in words: what was asked for, the loss, and the next best checkpoint."""
+    loss, last = losses[step], max(losses)
+    below = 100 * (1 - loss / base)
+    side = "below" if below >= 0 else "above"
+    numbers = f"({loss:.4g}), {abs(below):.0f} % {side} base"
+    if select != "best":
+        asked = "the last one" if select == "last" else "the one"
+        words = f"{asked} train.select asks for; validation loss {numbers}"
+    else:
+        words = f"lowest validation loss {numbers}"
+    others = [other for other in losses if other != step]
+    if others:
+        other = last if last != step else min(others, key=lambda other: losses[other])
+        apart = 100 * (losses[other] / loss - 1)
+        side = "higher" if apart >= 0 else "lower"
+        words += f"; step {other} was {abs(apart):.1f} % {side}"
+    spoilt = sorted(set(collapsed) & losses.keys())
+    if select == "best" and spoilt:
+        all_of_them = len(spoilt) == len(losses)
+        words += "; all checkpoints" if all_of_them else f"; step {', '.join(map(str, spoilt))}"
+        words += " collapsed" if all_of_them else " left out: collapsed"
+    return f"step {step} of {last}: {words}"

@@ -42,6 +42,11 @@ class Source:
     caption: str
     trigger: str
 
+    @property
+    def held_out(self) -> bool:
+        """Whether it is never trained on, only measured."""
+        return self.split == "validation"
+
 
 @dataclass(frozen=True)
 class SourceView:
@@ -58,11 +63,12 @@ def views_of(source: Source, params: EncodeParams, manifest: Manifest) -> Iterat
 
     A held-out picture is measured at the first size alone, and never mirrored.
     """
-    held_out = source.split == "validation"
-    sizes = params.sizes_px[:1] if held_out else _sizes(source, params.sizes_px)
-    if params.flip and not held_out and (words := sided_words(source.caption)):
+    sizes = params.sizes_px[:1] if source.held_out else _sizes(source, params.sizes_px)
+    wanted = params.flip and not source.held_out
+    words = sided_words(source.caption) if wanted else []
+    if words:
         _log.info("%s: not mirrored, its caption says %s", source.name, ", ".join(words))
-    mirrored = params.flip and not held_out and not sided_words(source.caption)
+    mirrored = wanted and not words
     mask: dict[str, str | int] = {"mask": source.mask_sha256} if source.mask else {}
     for size in sizes:
         for flip in (False, True) if mirrored else (False,):
@@ -132,7 +138,7 @@ def index_table(
         own = [view for view in views if view.source is source]
         plain: dict[str, str] = {}
         # What is measured without the trigger is a picture that is learnt with it.
-        if params.without_trigger and source.trigger and source.split == "train":
+        if params.without_trigger and source.trigger and not source.held_out:
             text = without_trigger(source.caption, source.trigger, params.trigger_class)
             plain = {"plain_caption": text, "plain_text_file": text_file(text)}
         for place, view in enumerate(view for view in own if not view.mirrored):

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 
 from stages.adapters.attach import ADAPTER_NAME, attach_adapter, detach
 from stages.adapters.compatibility import linear_shapes
@@ -126,6 +127,26 @@ def test_fields_that_would_lie_in_another_file_are_dropped(tmp_path: Path) -> No
     lying = dict.fromkeys(DERIVED_METADATA - {"lora_adapter_metadata"}, "x")
     path = save(tmp_path / "a.safetensors", tensors_of(), ss_output_name="tok", **lying)
     assert read_adapter(path).metadata == {"ss_output_name": "tok"}
+
+
+def test_kohyas_fields_are_those_of_the_file(tmp_path: Path) -> None:
+    """The rank and the folded alpha of what is written, whatever the source said; or Dynamic."""
+    names = ["transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q"]
+
+    def fields(*ranks: int) -> tuple[str, str]:
+        pairs = {
+            name: LoraPair(torch.ones(rank, 3), torch.ones(4, rank), 1.0)
+            for name, rank in zip(names, ranks, strict=True)
+        }
+        lying = {"ss_network_dim": "128", "ss_network_alpha": "1"}
+        write_adapter(tmp_path / "a.safetensors", Adapter(pairs, lying))
+        with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+            header = file.metadata()
+        return header["ss_network_dim"], header["ss_network_alpha"]
+
+    assert fields(4, 4) == ("4", "4.0")
+    assert fields(4, 16) == ("Dynamic", "Dynamic")
+    assert "ss_network_dim" not in read_adapter(tmp_path / "a.safetensors").metadata
 
 
 def test_all_problems_come_in_one_message(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ from stages.contracts.params import Params, load_params
 from stages.contracts.tables import (
     CAPTIONS,
     CURVE,
+    DIAGNOSIS,
     HISTORY,
     MANIFEST,
     RENDERED,
+    SCORES,
     SHARES,
     SPLIT_INDEX,
     WORDS,
@@ -207,9 +209,38 @@ def write_training(data: Path, side_px: int) -> None:
             mixed = _mix(_shape(side_px, prompt), _robot(side_px, prompt), step / 400)
             Image.fromarray(mixed).save(samples / f"step-{step:04d}-{prompt}.png")
     _write_adapter(data / "train" / "adapter.safetensors", ADAPTER_BYTES)
-    metrics = {"validation_loss_base": 0.41, "validation_loss": 0.2117, "improvement": 0.4837}
+    metrics: dict[str, object] = {
+        "validation_loss_base": 0.41,
+        "validation_loss": 0.2117,
+        "improvement": 0.4837,
+    }
+    _write_verdict(data / "train", side_px)
+    reason = "step 400 of 400: lowest validation loss (0.2117), 48 % below base"
+    metrics["selected_because"] = reason
     sizes = {"selected_step": 400, "trainable_parameters": 325_000, "adapter_bytes": ADAPTER_BYTES}
     write_json(data / "train" / "metrics.json", {**metrics, **sizes})
+
+
+def _write_verdict(train: Path, side_px: int) -> None:
+    scores = pd.DataFrame(
+        {
+            "step": [0, 200, 400],
+            "validation_loss": [0.41, 0.23, 0.2117],
+            "probe_loss": [0.4, 0.22, 0.2],
+            "effect_mse": [0.0, 300.0, 500.0],
+            "plain_mse": [0.0, 100.0, 200.0],
+            "bleed": [np.nan, 1 / 3, 0.4],
+            "diversity": [1.0, 0.9, 0.8],
+            "detail": [40.0, 38.0, 37.0],
+            "nearest_training": [1.4, 1.1, 0.9],
+            "collapsed": False,
+            "chosen": [False, False, True],
+        }
+    )
+    write_table(SCORES, scores, train / "scores.csv")
+    found = {"finding": "bleeding", "words": "Pictures moved.", "advice": "Take less steps."}
+    write_table(DIAGNOSIS, pd.DataFrame([{**found, "numbers": "{}"}]), train / "diagnosis.csv")
+    Image.fromarray(_robot(side_px, 0)).save(train / "sheet.png")
 
 
 def write_lens(data: Path, example: Example) -> None:

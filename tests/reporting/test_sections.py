@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from stages.reporting import gallery as gallery_module
@@ -17,7 +16,7 @@ from stages.reporting.gallery import HeatmapLook, hang_gallery
 from stages.reporting.provenance import trace_provenance
 from stages.reporting.ranking import interval, rank_blocks
 from stages.reporting.slimming import tell_slimming
-from stages.reporting.training import diagnose, tell_training
+from stages.reporting.training import tell_training
 from tests.reporting.example import EVIL_CAPTION, example_params
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -118,32 +117,18 @@ def test_a_slim_set_that_fails_held_out_is_said_to_fail(evidence: Evidence) -> N
     assert not tell_slimming(evidence, example_params().slim, PROMPTS, 64).passed
 
 
-def history(losses: list[float]) -> pd.DataFrame:
-    """Return a history with a validation every 100 steps."""
-    steps = [100 * i for i in range(len(losses))]
-    return pd.DataFrame({"step": steps, "validation_loss": losses})
-
-
-@pytest.mark.parametrize(
-    ("losses", "words"),
-    [
-        ([0.4, 0.3, 0.2], "still falling"),
-        ([0.4, 0.2, 0.2], "has settled"),
-        ([0.4, 0.2, 0.3], "by heart"),
-        ([0.4, 0.2], "too seldom"),
-    ],
-)
-def test_diagnosis(losses: list[float], words: str) -> None:
-    """Too short, long enough, too long: the curve says which."""
-    assert words in diagnose(history(losses), {"selected_step": 100.0})
-
-
 def test_training_shows_samples_by_prompt_and_step(evidence: Evidence) -> None:
     """Step 0 is the base model; steps are in order."""
     training = tell_training(evidence, ["first", "second"], 64)
     assert [sample.prompt for sample in training.samples] == ["first", "second"]
     assert [step for step, _ in training.samples[0].pictures] == [0, 100, 200, 300, 400]
     assert training.steps == 400
+    assert training.reason.startswith("step 400 of 400")
+    assert [finding.name for finding in training.findings] == ["bleeding"]
+    assert [row.name for row in training.checkpoints] == ["base model", "step 200", "step 400"]
+    assert [row.chosen for row in training.checkpoints] == [False, False, True]
+    assert training.checkpoints[0].numbers[3] == "–", "the base model cannot bleed"
+    assert training.sheet.startswith("data:image/")
     assert training.chart is not None
     assert "base model" in training.chart
 

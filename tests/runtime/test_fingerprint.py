@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from stages.runtime import fingerprint
-from stages.runtime.fingerprint import package_versions, run_fingerprint, source_files
+from stages.runtime.fingerprint import (
+    package_versions,
+    run_fingerprint,
+    source_files,
+    source_hashes,
+)
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "stages" / "train.py"
@@ -59,3 +65,13 @@ def test_source_files_are_the_imports_of_train() -> None:
     assert "stages/adapters/attach.py" in files
     assert "stages/families/flow.py" in files
     assert not [name for name in files if name.startswith(("stages/contracts", "stages/runtime"))]
+
+
+def test_source_hashes_are_gits() -> None:
+    """`git log --find-object` finds the commit of a run by them; unrelated files are not there."""
+    hashes = source_hashes(TRAIN)
+    assert {ROOT / name for name in hashes} == set(source_files(TRAIN))
+    assert not any("reporting" in name for name in hashes)
+    command = ["git", "hash-object", "--no-filters", "stages/train.py"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert hashes["stages/train.py"] == printed.stdout.strip()

@@ -365,3 +365,18 @@ def test_base_model_makes_its_class_pictures(
     again = run(weights_manifest, prepared, tmp_path / "again", **changes)
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
     assert again.sha256 == encoded.sha256
+
+
+def test_held_out_regularisation_is_not_measured(
+    weights_manifest: Path, prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would say nothing of what the LoRA learns; that it is left out is said."""
+    captions = prepared / "captions.csv"
+    caplog.set_level("WARNING")
+    change_row(prepared, "second", split="validation", regularisation=True)
+    table = read_table(CAPTIONS, captions)
+    table.loc[table["image"] == "second", "split"] = "validation"
+    write_table(CAPTIONS, table, captions)
+    encoded = run(weights_manifest, prepared, tmp_path / "out")
+    assert [picture.name for picture in encoded.validation] == ["third"]
+    assert "1 regularisation pictures are held out" in caplog.text

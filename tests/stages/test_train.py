@@ -71,6 +71,7 @@ def write_encoded(folder: Path, *, channels: int = 8, broken: str = "") -> Path:
     """Write latents, texts and index; the latents of the picture `broken` are no numbers."""
     folder.mkdir(exist_ok=True)
     rows = [("sample", "sample-0", "", "tok"), ("empty", "empty", "", "")]
+    rows += [("plain", f"plain-{number}", "", f"shape {number}") for number in range(2)]
     rows += [("image", name, "train", f"tok, {name}") for name in "abcd"]
     rows.append(("image", "held-out", "validation", "tok, held-out"))
     table = pd.DataFrame(
@@ -144,8 +145,11 @@ def test_writes_what_it_promises(weights: Path, encoded: Path, tmp_path: Path) -
         "adapter.safetensors",
         "checkpoints/step-0004.safetensors",
         "checkpoints/step-0008.safetensors",
+        "diagnosis.csv",
         "history.csv",
         "metrics.json",
+        "scores.csv",
+        "sheet.png",
         *(f"samples/step-{step:04d}-0.png" for step in (0, 4, 8)),
     }
     history = read_table(HISTORY, tmp_path / "out" / "history.csv").set_index("step")

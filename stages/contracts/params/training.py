@@ -191,8 +191,9 @@ class TrainParams(Section):
     )
     sample_every: Positive = Field(description="Steps between two sets of sample pictures.")
     sample_seed: Seed = Field(description="Noise seed of the sample pictures.")
-    select: Literal["best", "last"] = Field(
-        description="Which checkpoint becomes the adapter: lowest validation loss, or the last."
+    select: Literal["best", "last"] | Positive = Field(
+        description="Which checkpoint becomes the adapter: best (lowest validation loss of those "
+        "that did not collapse), last, or the one of this step."
     )
 
     @model_validator(mode="after")

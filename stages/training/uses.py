@@ -1,0 +1,30 @@
+"""Which pictures a step was made of, and at which noise levels: told again after the run.
+
+Every draw is keyed (batches.py), so this is a function of the data and the params alone: it needs
+no record, and it is the same for a run that was resumed or ran on several GPUs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.contracts.params import TrainParams
+from stages.training.batches import draw_step, picture_of, step_samples
+from stages.training.encoded import Encoded
+
+
+@dataclass(frozen=True)
+class Use:
+    """A picture's name and the noise level, in (0, 1), that a step trained it at."""
+
+    picture: str
+    sigma: float
+
+
+def uses_of_step(data: Encoded, params: TrainParams, step: int) -> tuple[Use, ...]:
+    """Return what the step (the first is 1) was made of, in all processes together."""
+    samples = step_samples(data, params, step)
+    return tuple(
+        Use(picture_of(data, sample).name, draw.sigma)
+        for sample, draw in zip(samples, draw_step(data, params, samples), strict=True)
+    )
