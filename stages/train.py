@@ -110,15 +110,14 @@ def _prepare(
     encoded: Path,
 ) -> tuple[Run, Painter, Path]:
     """Return the run, with the adapter on the model, what draws with it, and its state's folder."""
-    require_selectable(
-        params.select, checkpoint_steps(total_steps(params), params.checkpoint_every)
-    )
     folder = ensure_weights(weights)
     architecture = read_architecture(folder)
     data = read_encoded(encoded)
     _require_fit(encoded, data, architecture)
     state = _state_folder({"train": params, "model": model, "sampling": sampling}, weights, encoded)
     params = settle_steps(params, len(data.training))
+    kept = checkpoint_steps(total_steps(params), params.checkpoint_every)
+    require_selectable(params.select, kept)
     plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
     distilled: Callable[[], AbstractContextManager[None]] = nullcontext
