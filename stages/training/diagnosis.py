@@ -145,8 +145,9 @@ def _diverged(_: Evidence, series: Series) -> Finding | None:
     return Finding("diverged", words, "Lower train.learning_rate to a third.", {"ratio": ratio})
 
 
-def _plateaued(_: Evidence, series: Series) -> Finding | None:
-    if not _is_plateau(series):
+def _plateaued(evidence: Evidence, series: Series) -> Finding | None:
+    # A loss that went down and up again did not stop: a higher rate is the last thing it needs.
+    if not _is_plateau(series) or _oscillates(evidence, series):
         return None
     numbers = {"fall": _fall(series.fitted), "second_half": _late_gain(series, 0.5)}
     words = f"The loss fell by {_percent(numbers['fall'])} of the base model's"
@@ -167,14 +168,12 @@ def _plateaued(_: Evidence, series: Series) -> Finding | None:
 def _oscillates(_: Evidence, series: Series) -> Finding | None:
     if len(series.steps) <= FEWEST_VALIDATIONS:
         return None
-    base, losses = series.fitted[0], series.fitted
-    rises = [after - before for before, after in pairwise(losses)]
-    rises = [rise for rise in rises if rise > SMALLEST_RISE * base]
-    share = sum(rises) / (max(losses) - min(losses)) if rises else 0.0
+    rises = _rises(series.fitted)
+    share = sum(rises) / (max(series.fitted) - min(series.fitted)) if rises else 0.0
     if len(rises) < 2 or share < RISES:
         return None
     words = (
-        f"The loss at fixed points rose {len(rises)} times between two validations, in all by "
+        f"The loss at fixed points went up {len(rises)} times and down again, in all by "
         f"{_percent(share)} of its whole range."
     )
     advice = "Lower train.learning_rate to a half or a third, or raise train.batch."
@@ -272,14 +271,16 @@ def _bleeds(evidence: Evidence, _: Series) -> Finding | None:
         f"Pictures without the trigger moved {_percent(score.bleed)} as far from the base model's "
         "as those with it."
     )
-    advice = "Add regularisation pictures, take fewer steps, or a lower rank."
+    advice = (
+        "Add regularisation pictures or output preservation; take fewer steps, or a lower rank."
+    )
     numbers = {"bleed": score.bleed, "plain_mse": score.plain_mse}
     return Finding("bleeding", words, advice, numbers)
 
 
 def _memorised(evidence: Evidence, _: Series) -> Finding | None:
-    nearest = evidence.score.nearest_training
-    if nearest is None or nearest >= COPY_RATIO:
+    nearest, base = evidence.score.nearest_training, evidence.scores[0].nearest_training
+    if nearest is None or base is None or nearest >= min(COPY_RATIO, base):
         return None
     words = (
         f"A sample picture is {nearest:.2f} times as far from a training picture as training "
@@ -318,7 +319,8 @@ _RULES: Final[Sequence[Callable[[Evidence, Series], Finding | None]]] = (
 
 
 def _is_plateau(series: Series) -> bool:
-    if len(series.steps) <= FEWEST_VALIDATIONS:
+    risen = series.fitted[-1] > RISEN * min(series.fitted)
+    if len(series.steps) <= FEWEST_VALIDATIONS or risen:
         return False
     return _fall(series.fitted) < FLAT_FALL or _late_gain(series, 0.5) < LATE_GAIN
 
@@ -333,6 +335,19 @@ def _settled_at(series: Series) -> int:
 def _fall(losses: Sequence[float]) -> float:
     """Return how far the lowest loss is below the first, as a part of it."""
     return 1 - min(losses) / losses[0]
+
+
+def _rises(losses: Sequence[float]) -> list[float]:
+    """Return how far the loss rose each time, from a valley to the next peak."""
+    rises: list[float] = []
+    climbing = False
+    for before, after in pairwise(losses):
+        if after - before <= SMALLEST_RISE * losses[0]:
+            climbing = False
+            continue
+        rises = [*rises[:-1], rises[-1] + after - before] if climbing else [*rises, after - before]
+        climbing = True
+    return rises
 
 
 def _late_gain(series: Series, part: float) -> float:

@@ -28,9 +28,13 @@ SPIKE_DEVIATIONS: Final = 6.0
 FEWEST_STEPS: Final = 20
 """Fewer losses than this say nothing about what is usual."""
 
+LEAST_SHARE: Final = 1 / 3
+"""A picture is at fault if this part of its uses spiked: a bad one does so nearly every time."""
+
 _DEGREE: Final = 3
 _KEPT_QUANTILE: Final = 0.8  # of the residuals, in the second fit: spikes must not bend the curve
 _REACH: Final = 12  # steps of the neighbourhood on either side
+_FEWEST_SPIKES: Final = 2  # one spike may be any picture of its batch
 _NORMAL_MAD: Final = 1.4826  # median absolute deviation to standard deviation
 
 
@@ -101,4 +105,6 @@ def _culprit(spiked: Sequence[int], uses: Mapping[int, Sequence[Use]]) -> tuple[
     shares = {name: count / everywhere[name] for name, count in there.items()}
     name = max(sorted(there), key=lambda name: (shares[name], there[name]))
     alone = [other for other in there if shares[other] == shares[name]] == [name]
-    return (name, shares[name]) if alone and 2 * there[name] >= len(spiked) else (None, 0.0)
+    often = there[name] >= _FEWEST_SPIKES and shares[name] >= LEAST_SHARE
+    explains = alone and often and 2 * there[name] >= len(spiked)
+    return (name, shares[name]) if explains else (None, 0.0)

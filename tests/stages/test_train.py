@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,9 +23,16 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from stages.adapters.files import read_adapter
-from stages.contracts.errors import DatasetError, TrainingError
+from stages.contracts.errors import DatasetError, ParamsError, TrainingError
 from stages.contracts.params import Params, load_params
-from stages.contracts.tables import ENCODED, HISTORY, read_table, write_table
+from stages.contracts.tables import (
+    DIAGNOSIS,
+    ENCODED,
+    HISTORY,
+    SCORES,
+    read_table,
+    write_table,
+)
 from stages.families.weights import Manifest, WeightFile, write_manifest
 from stages.runtime.files import sha256_file
 from stages.train import train
@@ -193,6 +201,47 @@ def test_select_last(weights: Path, encoded: Path, tmp_path: Path) -> None:
     """Who asks for the last checkpoint gets it."""
     files = run(weights, encoded, tmp_path / "out", select="last")
     assert json.loads(files["metrics.json"])["selected_step"] == 8
+
+
+def test_select_a_step(weights: Path, encoded: Path, tmp_path: Path) -> None:
+    """The checkpoint that was asked for is shipped, marked and explained."""
+    files = run(weights, encoded, tmp_path / "out", select=4)
+    assert files["adapter.safetensors"] == files["checkpoints/step-0004.safetensors"]
+    reason = json.loads(files["metrics.json"])["selected_because"]
+    assert reason.startswith("step 4 of 8: the one train.select asks for")
+    scores = read_table(SCORES, tmp_path / "out" / "scores.csv").set_index("step")
+    assert scores["chosen"].to_dict() == {0: False, 4: True, 8: False}
+
+
+def test_a_step_without_checkpoint_is_refused_before_training(
+    weights: Path, encoded: Path, tmp_path: Path, own_state: Path
+) -> None:
+    """Hours of training must not end with that."""
+    with pytest.raises(ParamsError, match="no checkpoint is kept after step 5"):
+        run(weights, encoded, tmp_path / "out", select=5)
+    assert not own_state.exists()
+
+
+def test_every_checkpoint_is_scored_against_the_base_model(
+    weights: Path, encoded: Path, tmp_path: Path
+) -> None:
+    """Losses are the history's, and the effects are those of the pictures that were kept."""
+    files = run(weights, encoded, tmp_path / "out", sample_every=8)
+    history = read_table(HISTORY, tmp_path / "out" / "history.csv").set_index("step")
+    scores = read_table(SCORES, tmp_path / "out" / "scores.csv").set_index("step")
+    assert list(scores.index) == [0, 4, 8]
+    for name in ("validation_loss", "probe_loss"):
+        assert scores[name].to_dict() == history.loc[[0, 4, 8], name].to_dict()
+    base, last = (
+        np.asarray(Image.open(tmp_path / "out" / f"samples/step-{step:04d}-0.png"), dtype=float)
+        for step in (0, 8)
+    )
+    assert scores.effect_mse[8] == pytest.approx(((last - base) ** 2).mean())
+    assert scores.effect_mse[0] == scores.plain_mse[0] == 0
+    assert scores.effect_mse[4] > 0, "drawn at the end where training had not"
+    assert scores.bleed[8] == pytest.approx(scores.plain_mse[8] / scores.effect_mse[8])
+    findings = read_table(DIAGNOSIS, tmp_path / "out" / "diagnosis.csv")["finding"]
+    assert set(json.loads(files["metrics.json"])["findings"].split("; ")) == set(findings)
 
 
 @pytest.mark.slow

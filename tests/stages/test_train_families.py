@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from safetensors import safe_open
 
 from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.module import Adapter, LoraPair
 from stages.contracts.errors import ParamsError
+from stages.contracts.tables import SPLIT_INDEX, read_table
 from stages.families.architecture import Architecture, block_of, lora_modules
 from stages.families.noise import keyed_normal
 from stages.families.weights import Manifest, WeightFile, write_manifest
 from stages.runtime.files import sha256_file
+from stages.split import split
 from tests.stages.test_train import encoded, own_state, run  # noqa: F401
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -180,6 +183,13 @@ def test_rank_alpha_and_rate_per_block_reach_the_file(
     for module, pair in adapter.modules.items():
         change = model.get_parameter(f"{module}.weight") - before[module]
         torch.testing.assert_close(change, pair.delta(), atol=1e-6, rtol=1e-4)
+    split(weights=manifest, adapter=tmp_path / "out" / "adapter.safetensors", out=tmp_path / "cut")
+    index = read_table(SPLIT_INDEX, tmp_path / "cut" / "index.csv")
+    assert dict(zip(index["block"], index["rank"], strict=True)) == ranks
+    with safe_open(tmp_path / "cut" / "blocks" / "double.1.safetensors", framework="pt") as file:
+        assert file.metadata()["ss_network_dim"] == "4"
+    with safe_open(tmp_path / "out" / "adapter.safetensors", framework="pt") as file:
+        assert file.metadata()["ss_network_dim"] == "Dynamic"
     # AdamW moves every entry of B by about the rate, warm-up and clipping apart.
     largest = dict.fromkeys(ranks, 0.0)
     for module, pair in adapter.modules.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stages.training.selection import choose_checkpoint
+from stages.contracts.errors import ParamsError
+from stages.training.selection import checkpoint_steps, choose_checkpoint, require_selectable
 from stages.training.state import Journal, Row
 
 
@@ -33,3 +34,55 @@ def test_nothing_to_choose_from(losses: dict[int, float], kept: set[int]) -> Non
     """Without a measured checkpoint, or a base model to compare with, there is no choice."""
     with pytest.raises(ValueError, match="nothing to choose from"):
         choose_checkpoint(journal(losses), kept, "best")
+
+
+def test_a_step_that_was_asked_for() -> None:
+    """Whatever its loss."""
+    choice = choose_checkpoint(journal(LOSSES), {2, 4, 6}, 4)
+    assert (choice.step, choice.validation_loss) == (4, 1.0)
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        choose_checkpoint(journal(LOSSES), {2, 4, 6}, 3)
+
+
+def test_best_is_not_a_collapsed_one() -> None:
+    """A low loss does not help where the pictures are empty; if all are, the lowest loss stays."""
+    losses = {0: 2.0, 2: 1.0, 4: 0.5, 6: 1.5}
+    choice = choose_checkpoint(journal(losses), {2, 4, 6}, "best", {4})
+    assert choice.step == 2
+    assert choice.reason.endswith("step 4 left out: collapsed")
+    choice = choose_checkpoint(journal(losses), {2, 4, 6}, "best", {2, 4, 6})
+    assert choice.step == 4
+    assert choice.reason.endswith("all checkpoints collapsed")
+
+
+def test_reason_is_in_words_with_its_numbers() -> None:
+    """The line that the log, metrics.json and the report show."""
+    losses = {0: 0.5, 2: 0.3, 4: 0.2, 6: 0.21}
+    best = choose_checkpoint(journal(losses), {2, 4, 6}, "best")
+    assert best.reason == (
+        "step 4 of 6: lowest validation loss (0.2), 60 % below base; step 6 was 5.0 % higher"
+    )
+    last = choose_checkpoint(journal(losses), {2, 4, 6}, "last")
+    assert last.reason == (
+        "step 6 of 6: the last one train.select asks for; validation loss (0.21), 58 % below base; "
+        "step 4 was 4.8 % lower"
+    )
+    alone = choose_checkpoint(journal({0: 0.5, 6: 0.6}), {6}, 6)
+    assert alone.reason == (
+        "step 6 of 6: the one train.select asks for; validation loss (0.6), 20 % above base"
+    )
+
+
+def test_checkpoints_come_at_their_interval_and_at_the_end() -> None:
+    """Known before training, so that a step can be asked for."""
+    assert checkpoint_steps(300, 100) == (100, 200, 300)
+    assert checkpoint_steps(250, 100) == (100, 200, 250)
+    assert checkpoint_steps(50, 100) == (50,)
+
+
+def test_a_step_without_a_checkpoint_is_refused_before_training() -> None:
+    """With those that there will be near it; words are always fine."""
+    for select in ("best", "last", 200):
+        require_selectable(select, (100, 200, 300, 400))
+    with pytest.raises(ParamsError, match=r"after step 210\. Near it are 100, 200, 300; they come"):
+        require_selectable(210, (100, 200, 300, 400))
