@@ -1,6 +1,7 @@
 """The machine a stage runs on. Environment, never params: it must not enter dvc.lock.
 
 BLOCKLENS_DEVICE   cpu, cuda or cuda:N; default: cuda if there is one, else cpu
+LOCAL_RANK         set by launchers of several processes: cuda is then this process's own GPU
 BLOCKLENS_THREADS  CPU threads for torch; default: all cores
 """
 
@@ -21,7 +22,10 @@ def configure_torch() -> torch.device:
     if threads := os.environ.get("BLOCKLENS_THREADS"):
         torch.set_num_threads(int(threads))
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(os.environ.get("BLOCKLENS_DEVICE", default))
+    name = os.environ.get("BLOCKLENS_DEVICE", default)
+    if name == "cuda" and (rank := os.environ.get("LOCAL_RANK")):
+        name = f"cuda:{rank}"
+    return torch.device(name)
 
 
 def resident_bytes() -> int:

@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from tqdm import tqdm
@@ -21,10 +21,18 @@ _BYTES_ON_DISK: Final = "Reconstructing"
 _log = logging.getLogger(__name__)
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Yield `items` while showing how many of `total` are done and how long is left."""
+def track(
+    items: Iterable[Item], total: int, what: str, detail: Callable[[], str] = str
+) -> Iterator[Item]:
+    """Yield `items` while showing how many of `total` are done and how long is left.
+
+    `detail` says after an item what else is to be seen; nothing by default.
+    """
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=what, dynamic_ncols=True, disable=False)
+        bar = tqdm(items, total=total, desc=what, dynamic_ncols=True, disable=False)
+        for item in bar:
+            yield item
+            bar.set_postfix_str(detail(), refresh=False)
         return
     started = last = time.monotonic()
     for done, item in enumerate(items, start=1):
@@ -33,7 +41,8 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         if done == total or now - last >= _LOG_EVERY_S:
             last = now
             left = (now - started) / done * (total - done)
-            _log.info("%s: %d of %d, %.0f s left", what, done, total, left)
+            more = ", ".join(filter(None, (f"{left:.0f} s left", detail())))
+            _log.info("%s: %d of %d, %s", what, done, total, more)
 
 
 def in_gigabytes(size_bytes: float) -> str:

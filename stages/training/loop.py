@@ -23,8 +23,9 @@ from PIL import Image
 from stages.adapters.attach import extract_adapter
 from stages.adapters.files import write_adapter
 from stages.contracts.params import TrainParams
+from stages.runtime.device import resident_bytes
 from stages.runtime.files import sha256_file
-from stages.runtime.progress import track
+from stages.runtime.progress import in_gigabytes, track
 from stages.training.distribution import agreed, leader_first, world
 from stages.training.encoded import Encoded
 from stages.training.interruption import held_interruption
@@ -92,7 +93,7 @@ def train_adapter(run: Run, folder: Path) -> Journal:
             journal = _resume(trainee, folder)
         journal = journal or _begin(run, folder)
         steps = range(journal.step + 1, end + 1)
-        for step in track(steps, len(steps), "train"):
+        for step in track(steps, len(steps), "train", partial(_latest, journal)):
             with explained_memory(run.params, step):
                 _advance(run, trainee, journal, folder)
             interruption.number = agreed(interruption.number)
@@ -105,6 +106,15 @@ def train_adapter(run: Run, folder: Path) -> Journal:
                 pace.saved(started)
             interruption.leave()
     return journal
+
+
+def _latest(journal: Journal) -> str:
+    """Return what the last step says about the run: loss, learning rate, and memory in use."""
+    memory = f"memory {in_gigabytes(resident_bytes())}"
+    if not journal.history or journal.history[-1].loss is None:
+        return memory
+    row = journal.history[-1]
+    return f"loss {row.loss:.4f}, rate {row.learning_rate:.3g}, {memory}"
 
 
 class _Pace:

@@ -6,23 +6,15 @@ show, and a rate that breaks a trained model, on nano-flux.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import torch
-import yaml
 from diffusers import FluxTransformer2DModel
 
-from stages.contracts.params import ModelParams, TrainParams, load_params
-from stages.contracts.tables import DIAGNOSIS, SCORES, read_table
-from stages.encode import encode
+from stages.contracts.params import TrainParams
 from stages.families.noise import keyed_normal
-from stages.runtime.files import sha256_file
-from stages.train import train
 from stages.training.diagnosis import NOTHING_WRONG, Evidence, Finding, diagnose
 from stages.training.encoded import Encoded, Latents, Picture
 from stages.training.loop import Run, train_adapter

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
 from stages.adapters.attach import (
+    ADAPTER_NAME,
     LoraShape,
     add_shaped_lora,
     extract_adapter,
@@ -16,8 +20,13 @@ from stages.adapters.attach import (
 from stages.adapters.module import Adapter
 from stages.contracts.errors import ParamsError
 from stages.contracts.params import BlockSetting, TrainParams
-from stages.families.architecture import Architecture, block_of
+from stages.families.architecture import Architecture, block_of, shared_down
+from stages.families.noise import keyed_normal
+from stages.training.encoded import Encoded
+from stages.training.loop import Run, checkpoint_name, train_adapter
+from stages.training.objective import assemble, flow_losses
 from stages.training.targets import plan_lora
+from stages.training.validation import validation_draws
 
 FLUX_1 = Architecture(19, 38, 3072, 16, guidance=True)
 FLEX_1 = Architecture(8, 38, 3072, 16, guidance=True)
@@ -146,6 +155,45 @@ def test_kohyas_a_is_one_parameter(tiny_flux: FluxTransformer2DModel, params: Tr
     for module, lora in chosen.items():
         assert torch.equal(trained.modules[module].down, trained.modules[lora.down_of].down)
         assert torch.equal(trained.modules[module].down, start.modules[module].down + 1)
+
+
+def test_gradient_of_a_shared_a_is_the_sum(make_run: Callable[..., Run], encoded: Encoded) -> None:
+    """As on sd-scripts' one fused layer: each of its parts adds its own gradient to A."""
+    shared, apart = make_run(change={"targets": "kohya"}), make_run(change={"targets": "all"})
+    with torch.no_grad():
+        for model in (shared.transformer, apart.transformer):
+            for module, layer in lora_layers(model).items():
+                leader = lora_layers(shared.transformer)[shared_down([module])[module]]
+                layer.lora_A[ADAPTER_NAME].weight.copy_(leader.lora_A[ADAPTER_NAME].weight)
+                up = layer.lora_B[ADAPTER_NAME].weight
+                up.copy_(keyed_normal(up.shape, "up", module) * 0.1)
+    draws = list(validation_draws(encoded.training[:2], [0.3, 0.7]))
+    batch = assemble(draws, torch.device("cpu"), torch.float32)
+    for model in (shared.transformer, apart.transformer):
+        flow_losses(model, batch, 1.0).mean().backward()
+    expected: dict[str, torch.Tensor] = {}
+    for module, layer in lora_layers(apart.transformer).items():
+        leader = shared_down([module])[module]
+        gradient = layer.lora_A[ADAPTER_NAME].weight.grad
+        expected[leader] = expected.get(leader, torch.zeros_like(gradient)) + gradient
+    for module, gradient in expected.items():
+        found = lora_layers(shared.transformer)[module].lora_A[ADAPTER_NAME].weight.grad
+        torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_killed_run_with_shared_a_goes_on_to_the_same_bytes(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """State holds a shared matrix once, and it is one again afterwards."""
+    monkeypatch.setenv("BLOCKLENS_SAVE_EVERY_S", "0")
+    setting = BlockSetting(blocks=["single.1"], rank=3, alpha=1.0, learning_rate=1e-4)
+    change = {"targets": "kohya", "block_settings": [setting]}
+    whole = train_adapter(make_run(change=change), tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        train_adapter(make_run(change=change, dies_at=2), tmp_path / "killed")
+    resumed = train_adapter(make_run(change=change), tmp_path / "killed")
+    name = checkpoint_name(6)
+    assert resumed.files[name] == whole.files[name]
 
 
 def test_an_a_for_unequal_inputs_is_refused(tiny_flux: FluxTransformer2DModel) -> None:
