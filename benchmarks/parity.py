@@ -28,9 +28,9 @@ from stages.training.batches import Draw, draw_sample, samples_of_step
 from stages.training.encoded import Encoded, Latents, Picture
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.noise_levels import NoiseLevels
-from stages.training.optimiser import build_optimiser
-from stages.training.step import Trainee, take_step
+from stages.training.step import take_step
 from stages.training.targets import plan_lora
+from stages.training.trainee import Trainee, make_trainee
 
 ROOT: Final = Path(__file__).parents[1]
 STEPS: Final = 10
@@ -188,7 +188,7 @@ def _trainee(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(start[name])
-    return Trainee(transformer, parameters, build_optimiser(parameters, params))
+    return make_trainee(transformer, params)
 
 
 def _compare_step(
