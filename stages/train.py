@@ -54,6 +54,8 @@ from stages.training.encoded import Encoded, Prompt, read_encoded
 from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.metadata import Origin, adapter_metadata
+from stages.training.optimiser import require_optimiser
+from stages.training.schedule import pictures_per_step, settle_steps, total_steps
 from stages.training.scoring import Painter, score_notes
 from stages.training.selection import checkpoint_steps, require_selectable
 from stages.training.state import Journal, clear_state
@@ -80,13 +82,14 @@ def train(
     Raises:
         AdapterError: the training adapter cannot be read, or does not fit the base model.
         DatasetError: the encoded pictures are broken or do not fit the base model.
-        HardwareError: a package or GPU that `model` asks for is missing.
+        HardwareError: a package or GPU that `model` or `train.optimiser` asks for is missing.
         ParamsError: the blocks to train are not those of the base model.
-        TrainingError: a loss or gradient is not finite.
+        TrainingError: a loss or gradient is not finite, or memory ran out.
     """
     device = configure_torch()
     require_hardware(model, device)
-    with joined_processes(device, params.batch) as world:
+    require_optimiser(params.optimiser, device)
+    with joined_processes(device, pictures_per_step(params)) as world:
         run, painter, state = _prepare(params, model, sampling, device, weights, encoded)
         journal = train_adapter(run, state)
         if not world.leads:
@@ -107,11 +110,14 @@ def _prepare(
     encoded: Path,
 ) -> tuple[Run, Painter, Path]:
     """Return the run, with the adapter on the model, what draws with it, and its state's folder."""
-    require_selectable(params.select, checkpoint_steps(params.steps, params.checkpoint_every))
     folder = ensure_weights(weights)
     architecture = read_architecture(folder)
     data = read_encoded(encoded)
     _require_fit(encoded, data, architecture)
+    state = _state_folder({"train": params, "model": model, "sampling": sampling}, weights, encoded)
+    params = settle_steps(params, len(data.training))
+    kept = checkpoint_steps(total_steps(params), params.checkpoint_every)
+    require_selectable(params.select, kept)
     plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
     distilled: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -133,8 +139,7 @@ def _prepare(
         describe=partial(adapter_metadata, origin, params, model),
         draw_samples=painter.samples,
     )
-    sections = {"train": params, "model": model, "sampling": sampling}
-    return run, painter, _state_folder(sections, weights, encoded)
+    return run, painter, state
 
 
 def _painter(
@@ -190,14 +195,15 @@ def _announce(
         for (rank, alpha), modules in counts.items()
     ]
     _log.info("LoRA of %s: %s parameters", "; ".join(kinds), f"{parameters:,}")
+    steps, uses = total_steps(params), sum(picture.repeats for picture in data.training)
     own_share = 1 - params.regularisation_share if data.regularisation else 1
     _log.info(
         "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",
-        params.steps,
-        params.batch,
+        steps,
+        pictures_per_step(params),
         len(data.training),
         data.size_px,
-        params.steps * params.batch * own_share / len(data.training),
+        steps * pictures_per_step(params) * own_share / uses,
         len(data.validation),
     )
     if data.regularisation:

@@ -221,6 +221,8 @@ HISTORY: Final = _table(
         "validation_loss_middle": _real(0.0, nullable=True),
         "validation_loss_high": _real(0.0, nullable=True),
         "probe_loss": _real(0.0, nullable=True),
+        # Of the weights' moving average, where train.ema_decay keeps one.
+        "validation_loss_ema": _real(0.0, nullable=True),
         # Of the step's regularisation samples, and of output preservation, without their weights.
         "regularisation_loss": _real(0.0, nullable=True),
         "preservation_loss": _real(0.0, nullable=True),

@@ -10,14 +10,17 @@ import ast
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any, Final
 
 from stages.runtime.files import git_blob_hash, sha256_file
 
-NUMERICAL_PACKAGES: Final = ("diffusers", "peft", "torch", "transformers")
+NUMERICAL_PACKAGES: Final = ("diffusers", "peft", "pytorch-optimizer", "torch", "transformers")
 """Installed packages whose version can change a weight."""
+
+OPTIONAL_PACKAGES: Final = ("bitsandbytes", "torchao")
+"""Such packages that a run can do without."""
 
 _ROOT: Final = Path(__file__).parents[2]
 _EXEMPT: Final = ("stages.contracts", "stages.runtime")  # they decide neither pixels nor weights
@@ -25,8 +28,12 @@ _DIGITS: Final = 32
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that compute the result, by name."""
-    return {name: version(name) for name in NUMERICAL_PACKAGES}
+    """Return the versions of the packages that compute the result, by name.
+
+    Optional ones count where they are installed.
+    """
+    optional = [name for name in OPTIONAL_PACKAGES if list(distributions(name=name))]
+    return {name: version(name) for name in (*NUMERICAL_PACKAGES, *optional)}
 
 
 def run_fingerprint(params: Mapping[str, Any], inputs: Mapping[str, str], stage: Path) -> str:

@@ -23,6 +23,7 @@ from stages.families.noise import keyed_generator, keyed_normal, keyed_uniform
 from stages.families.text import TextEmbedding
 from stages.training.encoded import Encoded, Latents, Picture
 from stages.training.noise_levels import NoiseLevels, draw_sigma
+from stages.training.schedule import pictures_per_step
 
 _EVEN: Final = 0.5
 _TOKEN_PIXELS: Final = 4  # a token is a 2x2 patch of latent pixels
@@ -84,7 +85,7 @@ def step_samples(data: Encoded, params: TrainParams, step: int) -> tuple[Sample,
     """Return all samples of a step (the first is 1)."""
     return samples_of_step(
         step,
-        params.batch,
+        pictures_per_step(params),
         [picture.repeats for picture in data.training],
         params.seed,
         regularisation=[picture.repeats for picture in data.regularisation],

@@ -235,7 +235,11 @@ def _overfits(_: Evidence, series: Series) -> Finding | None:
 
 def _underfits(evidence: Evidence, series: Series) -> Finding | None:
     fall, late = _fall(series.fitted), _late_gain(series, 0.25)
-    falling = late >= STILL_FALLING and int(np.argmin(series.fitted)) == len(series.fitted) - 1
+    falling = (
+        len(series.steps) > FEWEST_VALIDATIONS
+        and late >= STILL_FALLING
+        and series.fitted[-1] == min(series.fitted)
+    )
     if fall >= SMALL_FALL and (not falling or _overfits(evidence, series)):
         return None
     words = f"The loss fell by {_percent(fall)} of the base model's"

@@ -91,7 +91,7 @@ def joined_processes(device: torch.device, batch: int) -> Iterator[World]:
     size = int(os.environ.get(_WORLD_SIZE, "1"))
     if size > batch:
         what = f"{size} processes for {batch} {'picture' if batch == 1 else 'pictures'} a step"
-        remedy = "Raise train.batch, or start fewer processes."
+        remedy = "Raise train.batch or train.accumulation, or start fewer processes."
         raise HardwareError("Some processes have nothing to do", [Problem("train", what, remedy)])
     if size == 1:
         yield World(0, 1)

@@ -17,11 +17,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
-from stages.adapters.attach import extract_adapter, lora_parameters
+from stages.adapters.attach import extract_adapter
 from stages.adapters.files import write_adapter
 from stages.contracts.params import TrainParams
 from stages.runtime.device import resident_bytes
@@ -30,16 +29,18 @@ from stages.runtime.progress import in_gigabytes, track
 from stages.training.distribution import agreed, leader_first, world
 from stages.training.encoded import Encoded
 from stages.training.interruption import held_interruption
-from stages.training.optimiser import build_optimiser, optimiser_tensors, restore_optimiser
+from stages.training.memory import explained_memory
+from stages.training.optimiser import evaluation_weights
+from stages.training.schedule import total_steps
 from stages.training.state import Journal, Row, load_newest, save_state, write_whole
-from stages.training.step import Trainee, take_step
+from stages.training.step import take_step
+from stages.training.trainee import Trainee, make_trainee, restore_trainee, trainee_contents
 from stages.training.validation import Measures, measure
 
 _SAVE_EVERY: Final = "BLOCKLENS_SAVE_EVERY_S"
 _SAVE_EVERY_S: Final = 30.0
 _SAVING_SHARE: Final = 0.05  # of the time, where a state takes long to write
-_OPTIMISER: Final = "optimiser."
-_ADAPTER: Final = "adapter."
+_AVERAGED: Final = {"blocklens.weights": "ema"}
 _log = logging.getLogger(__name__)
 
 Pictures = Iterable[npt.NDArray[np.uint8]]
@@ -47,7 +48,7 @@ Pictures = Iterable[npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Run:
-    """All that decides a run.
+    """All that decides a run; its params are settled (see schedule.py).
 
     `transformer` carries the trainable adapter. `describe(step)` returns the text fields of a
     checkpoint; `draw_samples()` one picture [H, W, 3] in 0-255 per sample prompt, in order.
@@ -65,6 +66,11 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoints/step-{step:04d}.safetensors"
 
 
+def average_name(step: int) -> str:
+    """Return the file of the adapter's moving average after `step` steps, beside the checkpoint."""
+    return f"checkpoints/step-{step:04d}-ema.safetensors"
+
+
 def sample_name(step: int, number: int) -> str:
     """Return the file of a sample prompt's picture, relative to the run's folder."""
     return f"samples/step-{step:04d}-{number}.png"
@@ -76,26 +82,27 @@ def train_adapter(run: Run, folder: Path) -> Journal:
     Of several processes (distribution.py) the first one's alone is whole, and it alone writes.
 
     Raises:
-        TrainingError: a loss or gradient is not finite.
+        HardwareError: the optimiser cannot run on this machine.
+        TrainingError: a loss or gradient is not finite, or memory ran out.
         KeyboardInterrupt: on Ctrl-C; like SystemExit on SIGTERM, after the state was saved.
     """
-    parameters = lora_parameters(run.transformer)
-    trainee = Trainee(run.transformer, parameters, build_optimiser(parameters, run.params))
-    pace = _Pace()
+    trainee = make_trainee(run.transformer, run.params)
+    pace, end = _Pace(), total_steps(run.params)
     with held_interruption() as interruption:
         with leader_first():
             journal = _resume(trainee, folder)
         journal = journal or _begin(run, folder)
-        steps = range(journal.step + 1, run.params.steps + 1)
+        steps = range(journal.step + 1, end + 1)
         for step in track(steps, len(steps), "train", partial(_latest, journal)):
-            _advance(run, trainee, journal, folder)
+            with explained_memory(run.params, step):
+                _advance(run, trainee, journal, folder)
             interruption.number = agreed(interruption.number)
             if not world().leads:
                 interruption.leave()
                 continue
-            if interruption.number is not None or step == run.params.steps or pace.due():
+            if interruption.number is not None or step == end or pace.due():
                 started = time.monotonic()
-                save_state(folder, journal, _tensors(trainee))
+                save_state(folder, journal, trainee_contents(trainee))
                 pace.saved(started)
             interruption.leave()
     return journal
@@ -137,10 +144,12 @@ def _begin(run: Run, folder: Path) -> Journal:
         return Journal(step=0, history=[], files={})
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(step=0, history=[], files={})
-    base = _validate(run)
-    _log.info("base model: validation loss %.4f", base.validation_loss)
-    journal.history.append(Row(0, None, None, 0.0, **asdict(base)))
-    _write_samples(run, journal, folder)
+    with explained_memory(run.params, 0):
+        base = _validate(run)
+        _log.info("base model: validation loss %.4f", base.validation_loss)
+        average = base if run.params.ema_decay > 0 else None
+        journal.history.append(Row(0, None, None, 0.0, **_losses(base, average)))
+        _write_samples(run, journal, folder)
     return journal
 
 
@@ -149,25 +158,9 @@ def _resume(trainee: Trainee, folder: Path) -> Journal | None:
     state = load_newest(folder)
     if state is None:
         return None
-    with torch.no_grad():
-        for name, parameter in trainee.parameters.items():
-            parameter.copy_(state.tensors[f"{_ADAPTER}{name}"])
-    entries = {
-        name.removeprefix(_OPTIMISER): tensor
-        for name, tensor in state.tensors.items()
-        if name.startswith(_OPTIMISER)
-    }
-    restore_optimiser(trainee.optimiser, trainee.parameters, entries)
+    restore_trainee(trainee, state.contents)
     _log.info("continuing after step %d from %s", state.journal.step, folder)
     return state.journal
-
-
-def _tensors(trainee: Trainee) -> dict[str, torch.Tensor]:
-    entries = optimiser_tensors(trainee.optimiser, trainee.parameters)
-    return {
-        **{f"{_ADAPTER}{name}": parameter for name, parameter in trainee.parameters.items()},
-        **{f"{_OPTIMISER}{name}": tensor for name, tensor in entries.items()},
-    }
 
 
 def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None:
@@ -177,11 +170,18 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
     if not world().leads:
         journal.step = step
         return
-    last = step == params.steps
-    measures = _validate(run) if last or step % params.validation_every == 0 else None
-    losses = {"validation_loss": None} if measures is None else asdict(measures)
     journal.step = step
-    losses |= {
+    due = _due(step, params)
+    measures = of_average = None
+    if due:
+        with evaluation_weights(trainee.optimiser, trainee.parameters):
+            measures = _look(run, journal, folder, due, checkpoint_name(step), {})
+            if "samples" in due:
+                _write_samples(run, journal, folder)
+    if due and trainee.average is not None:
+        with trainee.average.applied():
+            of_average = _look(run, journal, folder, due, average_name(step), _AVERAGED)
+    losses = _losses(measures, of_average) | {
         "regularisation_loss": result.regularisation_loss,
         "preservation_loss": result.preservation_loss,
     }
@@ -190,10 +190,45 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
     )
     if measures is not None:
         _report(journal, params.validation_every)
-    if last or step % params.checkpoint_every == 0:
-        _write_checkpoint(run, journal, folder)
-    if last or step % params.sample_every == 0:
-        _write_samples(run, journal, folder)
+
+
+def _due(step: int, params: TrainParams) -> set[str]:
+    """Return what is due after a step: validation, checkpoint, samples; all after the last."""
+    intervals = {
+        "validation": params.validation_every,
+        "checkpoint": params.checkpoint_every,
+        "samples": params.sample_every,
+    }
+    last = step == total_steps(params)
+    return {what for what, every in intervals.items() if last or step % every == 0}
+
+
+def _look(
+    run: Run, journal: Journal, folder: Path, due: set[str], name: str, fields: Mapping[str, str]
+) -> Measures | None:
+    """Measure and keep, if due, the weights that are on the model; return what was measured.
+
+    Args:
+        run: whose model it is.
+        journal: gets the checkpoint's hash.
+        folder: of the run.
+        due: see `_due`.
+        name: of the checkpoint.
+        fields: text fields of the checkpoint beside the run's.
+    """
+    measures = _validate(run) if "validation" in due else None
+    if "checkpoint" in due:
+        adapter = extract_adapter(run.transformer, {**run.describe(journal.step), **fields})
+        write_whole(folder / name, lambda path: write_adapter(path, adapter))
+        journal.files[name] = sha256_file(folder / name)
+    return measures
+
+
+def _losses(measures: Measures | None, of_average: Measures | None) -> dict[str, float | None]:
+    """Return a row's losses at fixed points; of the moving average the one over all points."""
+    losses = {"validation_loss": None} if measures is None else asdict(measures)
+    averaged = of_average.validation_loss if of_average else None
+    return {**losses, "validation_loss_ema": averaged}
 
 
 def _validate(run: Run) -> Measures:
@@ -214,13 +249,8 @@ def _report(journal: Journal, window: int) -> None:
         row.validation_loss,
         100 * (1 - row.validation_loss / base),
     )
-
-
-def _write_checkpoint(run: Run, journal: Journal, folder: Path) -> None:
-    name = checkpoint_name(journal.step)
-    adapter = extract_adapter(run.transformer, run.describe(journal.step))
-    write_whole(folder / name, lambda path: write_adapter(path, adapter))
-    journal.files[name] = sha256_file(folder / name)
+    if row.validation_loss_ema is not None:
+        _log.info("of the weights' moving average: %.4f", row.validation_loss_ema)
 
 
 def _write_samples(run: Run, journal: Journal, folder: Path) -> None:

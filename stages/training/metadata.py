@@ -22,6 +22,7 @@ from stages.contracts.params import ModelParams, TrainParams
 from stages.families.architecture import Architecture
 from stages.runtime.fingerprint import package_versions
 from stages.training.encoded import Encoded, Picture
+from stages.training.schedule import pictures_per_step
 
 _MODELSPEC_VERSION = "1.0.1"
 _IMPLEMENTATION = "https://github.com/black-forest-labs/flux"
@@ -67,7 +68,7 @@ def adapter_metadata(
         "ss_seed": str(params.seed),
         "ss_steps": str(step),
         "ss_tag_frequency": json.dumps({"train": tag_frequency(origin.data.training)}),
-        "ss_total_batch_size": str(params.batch),
+        "ss_total_batch_size": str(pictures_per_step(params)),
         "ss_v2": "False",
         "modelspec.architecture": f"{architecture_name(origin.architecture)}/lora",
         "modelspec.implementation": _IMPLEMENTATION,

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import safetensors
 import torch
@@ -27,6 +27,7 @@ from stages.runtime.tensors import write_safetensors
 KEPT_STATES: Final = 2
 _NAME: Final = re.compile(r"state-(\d{8})-([0-9a-f]{64})\.safetensors")
 _FIELD: Final = "run"
+_VALUES: Final = "values"
 _log = logging.getLogger(__name__)
 
 
@@ -34,8 +35,8 @@ _log = logging.getLogger(__name__)
 class Row:
     """One row of the history: step 0 is the base model; None is not measured.
 
-    The losses at fixed points are those of `validation.Measures`; the last two are those of
-    `step.StepResult`.
+    The losses at fixed points are those of `validation.Measures`, `validation_loss_ema` that of the
+    weights' moving average, where one is kept; the last two are those of `step.StepResult`.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Row:
     validation_loss_middle: float | None = None
     validation_loss_high: float | None = None
     probe_loss: float | None = None
+    validation_loss_ema: float | None = None
     regularisation_loss: float | None = None
     preservation_loss: float | None = None
 
@@ -61,17 +63,26 @@ class Journal:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What belongs to a run's last step: tensors by name, and other values in a JSON form."""
+
+    tensors: Mapping[str, torch.Tensor]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class State:
-    """A journal and the tensors that belong to its last step, by name."""
+    """A journal and the contents of its last step."""
 
     journal: Journal
-    tensors: Mapping[str, torch.Tensor]
+    contents: Contents
 
 
-def save_state(folder: Path, journal: Journal, tensors: Mapping[str, torch.Tensor]) -> None:
+def save_state(folder: Path, journal: Journal, contents: Contents) -> None:
     """Write a state so that a kill at any moment leaves the earlier ones whole."""
     partial = folder / "state.partial"
-    write_safetensors(partial, tensors, {_FIELD: json.dumps(asdict(journal))})
+    fields = {_FIELD: json.dumps(asdict(journal)), _VALUES: json.dumps(contents.values)}
+    write_safetensors(partial, contents.tensors, fields)
     name = f"state-{journal.step:08d}-{sha256_file(partial)}.safetensors"
     _settle(partial, folder / name)
     for _, path in _states(folder)[KEPT_STATES:]:
@@ -121,12 +132,12 @@ def _load(folder: Path, path: Path) -> State | None:
     if match is None or sha256_file(path) != match[2]:
         return None
     with safetensors.safe_open(path, framework="pt") as file:
-        record = json.loads(file.metadata()[_FIELD])
+        record, values = (json.loads(file.metadata()[field]) for field in (_FIELD, _VALUES))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     history = [Row(**row) for row in record["history"]]
     journal = Journal(record["step"], history, record["files"])
     whole = all(_matches(folder / name, digest) for name, digest in journal.files.items())
-    return State(journal, tensors) if whole else None
+    return State(journal, Contents(tensors, values)) if whole else None
 
 
 def _matches(path: Path, digest: str) -> bool:

@@ -58,7 +58,7 @@ def test_all_mistakes_are_reported_together_with_their_lines(written: Writer) ->
     number = next(i for i, line in enumerate(lines, start=1) if "rnak" in line)
     assert "5 problems" in message
     assert f"{path}:{number} train.rnak: unknown key. Did you mean 'rank'?" in message
-    assert "train.steps: Input should be greater than or equal to 1, got 0" in message
+    assert "train.steps: must be a whole number of at least 1, or auto, got 0" in message
     assert "train.learning_rate: Input should be a valid number, got 'fast'" in message
     assert "slim.recovery: missing. Add it: Recovery that the slim adapter must reach." in message
     assert "colour: unknown key" in message
@@ -68,6 +68,7 @@ def test_all_mistakes_are_reported_together_with_their_lines(written: Writer) ->
     ("section", "key", "value", "expected"),
     [
         ("train", "checkpoint_every", 75, "must be a multiple of validation_every"),
+        ("train", "steps", "many", "must be a whole number of at least 1, or auto, got 'many'"),
         ("prompts", "held_out_seeds", [0], "seeds both in seeds and held_out_seeds"),
         ("prompts", "develop", ["a robot"], "prompts lack the trigger 'tok'"),
         ("prompts", "without_trigger", ["tok again"], "contain the trigger 'tok'"),
@@ -157,6 +158,19 @@ def test_converted_weights_lie_outside_what_is_watched(written: Writer) -> None:
 
     with pytest.raises(ParamsError, match=r"converted lies in folder, which DVC watches"):
         load_params(written(spoil))
+
+
+def test_steps_may_be_left_to_the_pictures(written: Writer) -> None:
+    """`auto` is the one word among the numbers of steps."""
+    path = written(lambda document: document["train"].__setitem__("steps", "auto"))
+    assert load_params(path).train.steps == "auto"
+
+
+def test_schedule_free_refuses_a_schedule(written: Writer) -> None:
+    """Its average stands in place of a falling rate; both together train neither."""
+    change = {"optimiser": "schedule-free-adamw", "scheduler": "cosine"}
+    with pytest.raises(ParamsError, match="scheduler must be constant, not cosine"):
+        load_params(written(lambda document: document["train"].update(change)))
 
 
 def test_a_branch_name_is_not_a_revision(written: Writer) -> None:

@@ -239,8 +239,8 @@ def test_offload_gives_the_same_gradients(tiny: Path, fetched: Fetched, recomput
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("quantisation", ["int8", "fp8", "nf4"])
-def test_quantised_base_trains_on_a_gpu(nano_flux: Path, quantisation: str) -> None:
+@pytest.mark.parametrize(("quantisation", "error"), [("int8", 0.1), ("fp8", 0.2), ("nf4", 0.6)])
+def test_quantised_base_trains_on_a_gpu(nano_flux: Path, quantisation: str, error: float) -> None:
     """The same on CUDA, nf4 too, whose final projection is not quantised."""
     device = torch.device("cuda")
     plain = load_transformer(nano_flux, model_params(precision="bfloat16"), device)
@@ -251,7 +251,7 @@ def test_quantised_base_trains_on_a_gpu(nano_flux: Path, quantisation: str) -> N
         adapt(each)
         shorten_lora_forward(each)
         checkpoint_blocks(each)
-    assert relative(gradient(transformer), gradient(plain)) < 0.3
+    assert relative(gradient(transformer), gradient(plain)) < error
 
 
 @pytest.mark.gpu

@@ -198,6 +198,7 @@ def write_training(data: Path, side_px: int) -> None:
             "validation_loss_middle": 0.8 * validation,
             "validation_loss_high": validation,
             "probe_loss": 0.98 * validation,
+            "validation_loss_ema": np.nan,
             "regularisation_loss": float("nan"),
             "preservation_loss": float("nan"),
         }

@@ -36,6 +36,7 @@ from stages.contracts.tables import (
 from stages.families.weights import Manifest, WeightFile, write_manifest
 from stages.runtime.files import sha256_file
 from stages.train import train
+from stages.training import schedule
 from stages.training.encoded import INDEX, Latents, write_latents, write_text
 from tests.training.conftest import make_picture, make_text
 
@@ -182,6 +183,18 @@ def test_same_run_same_bytes(weights: Path, encoded: Path, tmp_path: Path, own_s
     """Twice the same inputs, twice the same bytes; and no state is left of a finished run."""
     assert run(weights, encoded, tmp_path / "one") == run(weights, encoded, tmp_path / "two")
     assert list(own_state.iterdir()) == []
+
+
+def test_steps_from_the_pictures(
+    weights: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is a number by the time anything depends on it; four pictures would be 500 steps."""
+    monkeypatch.setattr(schedule, "STEPS_PER_PICTURE", 1)
+    monkeypatch.setattr(schedule, "FEWEST_STEPS", 2)
+    run(weights, encoded, tmp_path / "out", steps="auto")
+    assert read_table(HISTORY, tmp_path / "out" / "history.csv")["step"].max() == 4
+    adapter = read_adapter(tmp_path / "out" / "adapter.safetensors")
+    assert adapter.metadata["ss_max_train_steps"] == "4"
 
 
 def test_select_last(weights: Path, encoded: Path, tmp_path: Path) -> None:

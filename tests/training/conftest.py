@@ -18,6 +18,7 @@ from stages.families.noise import keyed_normal
 from stages.families.text import TextEmbedding
 from stages.training.encoded import Encoded, Latents, Picture, Prompt
 from stages.training.loop import Run
+from stages.training.lora_forward import shorten_lora_forward
 from stages.training.targets import plan_lora
 
 LATENT_SHAPE = (8, 4, 4)
@@ -87,6 +88,7 @@ def make_run(
         transformer.load_state_dict(weights)
         transformer.eval().requires_grad_(False)
         attach(transformer, chosen)
+        shorten_lora_forward(transformer)
         calls = 0
 
         def draw() -> list[np.ndarray]:

@@ -9,19 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from diffusers import FluxTransformer2DModel
+from PIL import Image, ImageOps
 
-from stages.contracts.params import TrainParams
+from stages.contracts.params import TrainParams, load_params
+from stages.contracts.tables import DIAGNOSIS, ENCODED, SCORES, read_table, write_table
+from stages.families.latents import encode_pictures
+from stages.families.loading import load_text_encoders, load_vae
 from stages.families.noise import keyed_normal
+from stages.families.text import encode_prompts
+from stages.train import train
 from stages.training.diagnosis import NOTHING_WRONG, Evidence, Finding, diagnose
-from stages.training.encoded import Encoded, Latents, Picture
+from stages.training.encoded import INDEX, Encoded, Latents, Picture, write_latents, write_text
 from stages.training.loop import Run, train_adapter
 from stages.training.scoring import Score
 from stages.training.uses import uses_of_step
 from tests.training.conftest import LATENT_SHAPE, attach, make_picture
 
+ROOT = Path(__file__).parents[2]
 SOUND = Score(0, 900.0, 90.0, 0.1, 0.9, 40.0, 1.1, collapsed=False)
 Diagnose = Callable[..., dict[str, Finding]]
 
@@ -101,3 +112,142 @@ def test_over_fitting(trained: Diagnose) -> None:
     found = trained(steps=150, validation_every=10, learning_rate=0.01, pictures=2, spread=2.0)
     assert set(found) == {"over-fitting"}
     assert found["over-fitting"].numbers["gap"] > 0.2
+
+
+PROMPTS = {
+    "sample": ["tok, a large robot in the middle, plain yellow background"],
+    "plain": ["a large red circle in the middle, plain yellow background"],
+}
+Stage = Callable[..., tuple[set[str], pd.DataFrame]]
+
+
+@pytest.fixture
+def nano_stage(
+    nano_flux: Path, weights_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Stage:
+    """Return a function that runs the stage on nano-flux: what it found, and its scores."""
+    monkeypatch.setenv("BLOCKLENS_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("BLOCKLENS_THREADS", "1")
+    monkeypatch.setenv("BLOCKLENS_DEVICE", "cpu")
+
+    def run(pictures: list[tuple[Image.Image, str]], **changes: Any) -> tuple[set[str], Any]:
+        write_nano_data(tmp_path / "encode", nano_flux, pictures)
+        params = load_params(ROOT / "params.yaml")
+        chosen = params.train.model_copy(update={"sample_every": 1000, **changes})
+        train(
+            chosen,
+            params.model,
+            params.sampling.model_copy(update={"steps": 8, "guidance": 1.0}),
+            weights=weights_manifest,
+            encoded=tmp_path / "encode",
+            out=tmp_path / "out",
+        )
+        found = read_table(DIAGNOSIS, tmp_path / "out" / "diagnosis.csv")
+        return set(found["finding"]), read_table(SCORES, tmp_path / "out" / "scores.csv")
+
+    return run
+
+
+def demo_pictures() -> list[tuple[Image.Image, str]]:
+    """Return the demo's pictures that have captions, at 128 pixels; the first two are held out."""
+    folder = ROOT / "data" / "demo"
+    texts = [*sorted((folder / "validation").glob("*.txt"))[:2]]
+    texts += sorted((folder / "train").glob("*.txt"))
+    pictures = []
+    for text in texts:
+        (path,) = (path for path in text.parent.glob(f"{text.stem}.*") if path.suffix != ".txt")
+        with Image.open(path) as image:
+            pictures.append((square(image), f"tok, {text.read_text(encoding='utf-8').strip()}"))
+    assert len(pictures) > 12
+    return pictures
+
+
+def square(image: Image.Image) -> Image.Image:
+    """Return a picture at 128 x 128."""
+    return ImageOps.fit(image.convert("RGB"), (128, 128), Image.Resampling.LANCZOS)
+
+
+def write_nano_data(folder: Path, nano_flux: Path, pictures: list[tuple[Image.Image, str]]) -> None:
+    """Encode pictures and captions as the stage does; the first two pictures are held out."""
+    folder.mkdir()
+    device = torch.device("cpu")
+    vae, encoders = load_vae(nano_flux, device), load_text_encoders(nano_flux, "float32", device)
+    rows = [("empty", "empty", "", "")]
+    rows += [(kind, f"{kind}-0", "", text) for kind, (text,) in PROMPTS.items()]
+    for number, (image, caption) in enumerate(pictures):
+        split = "validation" if number < 2 else "train"
+        rows.append(("image", f"picture-{number}", split, caption))
+        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1)
+        mean, std = encode_pictures(vae, pixels.permute(2, 0, 1)[None])
+        write_latents(folder / f"latents-picture-{number}.safetensors", Latents(mean[0], std[0]))
+    for _, name, _, caption in rows:
+        (text,) = encode_prompts(encoders, [caption], 32)
+        write_text(folder / f"text-{name}.safetensors", text)
+    table = pd.DataFrame(
+        {
+            "kind": kind,
+            "name": name,
+            "place": 0,
+            "size_px": 128 if kind == "image" else 0,
+            "split": split,
+            "repeats": 1,
+            "regularisation": False,
+            "caption": caption,
+            "latents_file": f"latents-{name}.safetensors" if kind == "image" else "",
+            "mirrored_file": "",
+            "text_file": f"text-{name}.safetensors",
+            "plain_caption": "",
+            "plain_text_file": "",
+        }
+        for kind, name, split, caption in rows
+    )
+    write_table(ENCODED, table, folder / INDEX)
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_far_too_high(nano_stage: Stage) -> None:
+    """Thirty times the demo's: the trained base model is undone, with and without the trigger."""
+    found, _ = nano_stage(
+        demo_pictures(), steps=24, learning_rate=0.03, validation_every=2, checkpoint_every=24
+    )
+    assert {"diverged", "gradient norm grows", "loss oscillates", "bleeding"} <= found
+    assert "loss plateaued early" not in found
+
+
+@pytest.mark.slow
+def test_trigger_without_effect(nano_stage: Stage) -> None:
+    """Four steps at a thousandth of the demo's rate."""
+    found, scores = nano_stage(
+        demo_pictures()[:5], steps=4, learning_rate=1e-6, validation_every=1, checkpoint_every=4
+    )
+    assert "trigger without effect" in found
+    assert scores["effect_mse"].iloc[-1] < 1
+
+
+@pytest.mark.slow
+def test_memorised(nano_stage: Stage) -> None:
+    """Two pictures, one of them with the sample prompt as its caption, seen sixty times each."""
+    held_out, others = demo_pictures()[:2], demo_pictures()[2:]
+    mine = [(others[0][0], PROMPTS["sample"][0]), others[1]]
+    found, scores = nano_stage(
+        [*held_out, *mine],
+        steps=60,
+        learning_rate=0.002,
+        batch=2,
+        validation_every=15,
+        checkpoint_every=60,
+        caption_dropout=0.0,
+    )
+    assert "memorised" in found
+    assert scores["nearest_training"].iloc[-1] < scores["nearest_training"].iloc[0]
+
+
+@pytest.mark.slow
+def test_collapse(nano_stage: Stage) -> None:
+    """A set of black pictures: pictures become uniform, and the checkpoint is said to be that."""
+    black = [(Image.new("RGB", (128, 128)), PROMPTS["sample"][0])] * 5
+    found, scores = nano_stage(
+        black, steps=40, learning_rate=0.004, validation_every=10, checkpoint_every=40
+    )
+    assert "collapse" in found
+    assert scores["collapsed"].tolist() == [False, True]

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from stages.adapters.attach import lora_parameters
 from stages.adapters.files import read_adapter
+from stages.contracts.errors import TrainingError
 from stages.training.encoded import Encoded
-from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
+from stages.training.loop import Pictures, Run, average_name, checkpoint_name, train_adapter
 from stages.training.state import Journal
+from stages.training.validation import measure
 
 MakeRun = Callable[..., Run]
 
@@ -152,6 +155,63 @@ def test_seed_decides_the_result(
     assert journal.history[-1].validation_loss != expected.history[-1].validation_loss
     name = checkpoint_name(6)
     assert contents(tmp_path / "other")[name] != undisturbed[1][name]
+
+
+def measured(run: Run, path: Path) -> float:
+    """Return the validation loss of the run's model with the adapter of a file."""
+    for module, pair in read_adapter(path).modules.items():
+        for key, matrix in ((f"{module}.lora_A", pair.down), (f"{module}.lora_B", pair.up)):
+            parameters = lora_parameters(run.transformer)
+            parameters[f"transformer.{key}.weight"].data.copy_(matrix)
+    return measure(run.transformer, run.data, run.params).validation_loss
+
+
+def test_average_is_kept_beside_the_weights(
+    make_run: MakeRun, tmp_path: Path, undisturbed: tuple[Journal, dict[str, bytes]]
+) -> None:
+    """The same run with a moving average has the same weights, and files of the average beside."""
+    change = {"ema_decay": 0.9}
+    journal = train_adapter(make_run(change=change), tmp_path)
+    expected = undisturbed[0]
+    assert [replace(row, validation_loss_ema=None) for row in journal.history] == expected.history
+    assert set(journal.files) - set(expected.files) == {average_name(4), average_name(6)}
+    raw, average = (read_adapter(tmp_path / name(6)) for name in (checkpoint_name, average_name))
+    assert average.metadata == {**raw.metadata, "blocklens.weights": "ema"}
+    row = journal.history[6]
+    assert row.validation_loss_ema is not None
+    assert row.validation_loss_ema != row.validation_loss
+    assert measured(make_run(), tmp_path / average_name(6)) == row.validation_loss_ema
+    assert measured(make_run(), tmp_path / checkpoint_name(6)) == row.validation_loss
+    assert journal.history[0].validation_loss_ema == journal.history[0].validation_loss
+
+
+def test_schedule_free_weights_are_those_measured_and_kept(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    """The checkpoint holds the average that was validated, not the point of the last gradient."""
+    change = {"optimiser": "schedule-free-adamw", "learning_rate": 0.05}
+    run = make_run(change=change)
+    journal = train_adapter(run, tmp_path)
+    trained = measure(run.transformer, run.data, run.params).validation_loss
+    kept = measured(make_run(), tmp_path / checkpoint_name(6))
+    assert kept == journal.history[6].validation_loss
+    assert kept != trained
+
+
+def test_out_of_memory_says_what_to_change(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a run, with its step; the earlier states are still there."""
+    monkeypatch.setenv("BLOCKLENS_SAVE_EVERY_S", "0")
+    run = make_run()
+    asked = iter([False, True])
+
+    def draw() -> Pictures:
+        return [np.empty(10**15, dtype=np.uint8)] if next(asked) else []
+
+    with pytest.raises(TrainingError, match=r"step 3: .*[\s\S]*quantised"):
+        train_adapter(replace(run, draw_samples=draw), tmp_path)
+    assert len(list(tmp_path.glob("state-00000002-*"))) == 1
 
 
 def test_training_learns(make_run: MakeRun, encoded: Encoded, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -10,7 +12,12 @@ from stages.adapters.attach import detach, extract_adapter, lora_parameters
 from stages.contracts.params import TrainParams
 from stages.training.batches import draw_sample
 from stages.training.encoded import Encoded
-from stages.training.lora_forward import shorten_lora_forward
+from stages.training.lora_forward import (
+    rank_dropout,
+    rank_factors,
+    shorten_lora_forward,
+    total_rank,
+)
 from stages.training.noise_levels import NoiseLevels
 from stages.training.objective import assemble, flow_losses
 from tests.training.conftest import attach
@@ -63,6 +70,50 @@ def test_equals_peft(
     for name, gradient in gradients.items():
         assert gradient.dtype == torch.float32
         torch.testing.assert_close(gradient, expected_gradients[name], **tolerance)
+
+
+def test_dropped_ranks_are_those_of_a_smaller_adapter(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams
+) -> None:
+    """Of three samples one keeps all ranks, one goes without the second, one without any."""
+    attach_with_effect(tiny_flux, params)
+    shorten_lora_forward(tiny_flux)
+    expected = []
+    for kept in ([1.0, 1.0], [2.0, 0.0], [0.0, 0.0]):
+        adapter = copy.deepcopy(tiny_flux)
+        with torch.no_grad():
+            for name, parameter in lora_parameters(adapter).items():
+                if "lora_B" in name:
+                    parameter.mul_(torch.tensor(kept))
+        shorten_lora_forward(adapter)
+        expected.append(losses_and_gradients(adapter, encoded)[0][len(expected)])
+    assert total_rank(tiny_flux) == 2 * 46
+    factors = torch.tensor([[1.0, 1.0] * 46, [2.0, 0.0] * 46, [0.0, 0.0] * 46])
+    with rank_dropout(tiny_flux, factors):
+        losses, _ = losses_and_gradients(tiny_flux, encoded)
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-5, atol=1e-6)
+    whole, _ = losses_and_gradients(tiny_flux, encoded)
+    assert whole[0] == losses[0]
+    assert whole[1] != losses[1]
+
+
+def test_factors_keep_the_mean() -> None:
+    """A quarter of the ranks is dropped and the rest made up for it, by a key of the sample."""
+    factors = rank_factors(4000, 0.25, 1, "picture")
+    assert sorted(set(factors.tolist())) == [0.0, pytest.approx(4 / 3)]
+    assert factors.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(factors, rank_factors(4000, 0.25, 1, "picture"))
+    assert not torch.equal(factors, rank_factors(4000, 0.25, 2, "picture"))
+
+
+def test_dropout_needs_the_short_forward(
+    tiny_flux: FluxTransformer2DModel, params: TrainParams
+) -> None:
+    """PEFT's own forward would train on all ranks without a word."""
+    attach_with_effect(tiny_flux, params)
+    refused = pytest.raises(RuntimeError, match="needs shorten_lora_forward")
+    with refused, rank_dropout(tiny_flux, torch.ones(1, 92)):
+        pass
 
 
 def test_is_gone_with_the_adapter(

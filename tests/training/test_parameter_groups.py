@@ -15,7 +15,8 @@ from stages.families.architecture import block_of
 from stages.training.loop import Run
 from stages.training.optimiser import build_optimiser, set_learning_rate
 from stages.training.parameter_groups import FACTOR, parameter_groups, rate_factor
-from stages.training.step import Trainee, take_step
+from stages.training.step import take_step
+from stages.training.trainee import make_trainee
 
 FAST = BlockSetting(blocks=["double.1", "single.0-1"], rank=2, alpha=2.0, learning_rate=0.01)
 SLOW = BlockSetting(blocks=["single.2"], rank=2, alpha=2.0, learning_rate=1e-5)
@@ -68,7 +69,7 @@ def test_first_step_of_adam_moves_each_block_by_its_rate(make_run: Callable[...,
     }
     run = make_run(change=change)
     parameters = lora_parameters(run.transformer)
-    trainee = Trainee(run.transformer, parameters, build_optimiser(parameters, run.params))
+    trainee = make_trainee(run.transformer, run.params)
     take_step(trainee, run.data, run.params, 1)
     for name, parameter in parameters.items():
         if "lora_B" in name:

@@ -113,7 +113,6 @@ def test_the_committed_table_is_within_bounds() -> None:
     assert page(comparisons, demo_params(), MODULES, NUMBERS) == text
 
 
-@pytest.mark.slow
 def test_the_command_finds_parity_on_nano(nano_flux: Path) -> None:
     """A fresh run on real pictures: what docs/parity.md says, to its bounds."""
     theirs, ours = (

@@ -16,10 +16,10 @@ from stages.training.encoded import Encoded
 from stages.training.loop import Run, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.objective import Batch, assemble
-from stages.training.optimiser import build_optimiser
 from stages.training.preservation import preservation_losses, without_adapter
 from stages.training.state import Row
-from stages.training.step import Trainee, take_step
+from stages.training.step import take_step
+from stages.training.trainee import Trainee, make_trainee
 from tests.training.conftest import make_picture, make_text
 
 SHARED = make_text("a robot")
@@ -39,8 +39,7 @@ def with_regularisation(data: Encoded, count: int = 3) -> Encoded:
 
 def trainee_of(run: Run) -> Trainee:
     """Return the run's trainee at its start."""
-    parameters = lora_parameters(run.transformer)
-    return Trainee(run.transformer, parameters, build_optimiser(parameters, run.params))
+    return make_trainee(run.transformer, run.params)
 
 
 def stir(run: Run) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stages.training.state import (
+    Contents,
     Journal,
     Row,
     clear_state,
@@ -28,7 +29,8 @@ def journal(step: int, files: dict[str, str] | None = None) -> Journal:
 def save(folder: Path, step: int, files: dict[str, str] | None = None) -> Path:
     """Save a state and return its file."""
     before = set(folder.glob("state-*"))
-    save_state(folder, journal(step, files), {"weights": torch.full((3,), float(step))})
+    contents = Contents({"weights": torch.full((3,), float(step))}, {"group 0|k": step})
+    save_state(folder, journal(step, files), contents)
     (path,) = set(folder.glob("state-*")) - before
     return path
 
@@ -39,7 +41,8 @@ def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
     state = load_newest(tmp_path)
     assert state is not None
     assert state.journal == journal(2)
-    assert torch.equal(state.tensors["weights"], torch.full((3,), 2.0))
+    assert torch.equal(state.contents.tensors["weights"], torch.full((3,), 2.0))
+    assert state.contents.values == {"group 0|k": 2}
 
 
 def test_no_state(tmp_path: Path) -> None:

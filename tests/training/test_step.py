@@ -7,20 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 
-from stages.adapters.attach import lora_parameters
 from stages.contracts.errors import TrainingError
 from stages.contracts.params import TrainParams
+from stages.families.noise import keyed_normal
+from stages.training import step as step_module
 from stages.training.encoded import Encoded, Latents
 from stages.training.loop import Run
-from stages.training.optimiser import build_optimiser
-from stages.training.step import Trainee, take_step
+from stages.training.objective import Batch
+from stages.training.step import take_step
+from stages.training.trainee import Trainee, make_trainee
 
 
 def trainee_of(run: Run) -> Trainee:
     """Return the run's trainee at its start."""
-    parameters = lora_parameters(run.transformer)
-    return Trainee(run.transformer, parameters, build_optimiser(parameters, run.params))
+    return make_trainee(run.transformer, run.params)
 
 
 def test_step_moves_the_adapter_and_nothing_else(make_run: Callable[..., Run]) -> None:
@@ -140,3 +142,69 @@ def _one(params: TrainParams) -> TrainParams:
 def _gradient(value: torch.nn.Parameter) -> torch.Tensor:
     assert value.grad is not None
     return value.grad.clone()
+
+
+def test_accumulated_passes_equal_one_batch(make_run: Callable[..., Run]) -> None:
+    """Gradients of passes are averaged, not summed: only the rounding differs."""
+    results, gradients = [], []
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        change = {"batch": batch, "accumulation": accumulation, "adapter_dropout": 0.5}
+        run = make_run(change=change)
+        trainee = trainee_of(run)
+        with_effect(trainee)
+        results.append(take_step(trainee, run.data, run.params, 1))
+        gradients.append({name: _gradient(value) for name, value in trainee.parameters.items()})
+    for result, of_passes in zip(results[1:], gradients[1:], strict=True):
+        assert result.loss == pytest.approx(results[0].loss, rel=1e-5)
+        assert result.gradient_norm == pytest.approx(results[0].gradient_norm, rel=1e-4)
+        for name, gradient in of_passes.items():
+            torch.testing.assert_close(gradient, gradients[0][name], rtol=1e-3, atol=1e-5)
+
+
+def with_effect(trainee: Trainee) -> None:
+    """Give B values, so that A has a gradient."""
+    for name, value in trainee.parameters.items():
+        if "lora_B" in name:
+            value.data.copy_(keyed_normal(value.shape, "up", name) * 0.05)
+
+
+def test_no_pass_is_larger_than_the_batch(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is what accumulation is for: three pictures of one shape at batch 2 are two passes."""
+    sizes = []
+    losses = step_module.flow_losses
+
+    def count(transformer: FluxTransformer2DModel, batch: Batch, guidance: float) -> torch.Tensor:
+        sizes.append(len(batch.sigmas))
+        return losses(transformer, batch, guidance)
+
+    monkeypatch.setattr(step_module, "flow_losses", count)
+    run = make_run(change={"batch": 2, "accumulation": 3})
+    take_step(trainee_of(run), run.data, run.params, 1)
+    assert sizes == [2, 2, 2]
+
+
+def test_dropout_depends_on_the_sample_alone(make_run: Callable[..., Run]) -> None:
+    """Another share of dropped ranks is another gradient; the same share is the same one."""
+    norms = []
+    for share in (0.5, 0.5, 0.2, 0.0):
+        run = make_run(change={"adapter_dropout": share})
+        trainee = trainee_of(run)
+        with_effect(trainee)
+        norms.append(take_step(trainee, run.data, run.params, 1).gradient_norm)
+    assert norms[0] == norms[1]
+    assert len(set(norms)) == 3
+
+
+def test_dropout_and_checkpointing_agree(make_run: Callable[..., Run]) -> None:
+    """The forward pass that checkpointing repeats drops the same ranks."""
+    norms = []
+    for checkpointing in (False, True):
+        run = make_run(change={"adapter_dropout": 0.5})
+        if checkpointing:
+            run.transformer.enable_gradient_checkpointing()
+        trainee = trainee_of(run)
+        with_effect(trainee)
+        norms.append(take_step(trainee, run.data, run.params, 1).gradient_norm)
+    assert norms[0] == norms[1]

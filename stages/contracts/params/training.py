@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.params.fields import (
@@ -19,6 +19,17 @@ from stages.contracts.params.fields import (
     check_pinned,
 )
 
+OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free-adamw"]
+SchedulerName = Literal["constant", "linear", "cosine", "cosine-restarts", "polynomial"]
+
+
+def _number_or_auto(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError("must be a whole number of at least 1, or auto")
+    return value
+
+
+Steps = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
 Rank = Annotated[int, Field(ge=1, le=512)]
 Alpha = Annotated[float, Field(gt=0.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -83,15 +94,37 @@ class TrainParams(Section):
     block_settings: list[BlockSetting] = Field(
         description="Rank, alpha and rate of single blocks; each block in one setting at most."
     )
-    steps: Positive = Field(description="Optimiser steps.")
-    batch: Positive = Field(description="Pictures per step.")
-    learning_rate: Rate = Field(description="AdamW's rate.")
+    steps: Steps = Field(
+        description="Optimiser steps; auto: 100 per training picture, at least 500, at most 4000."
+    )
+    batch: Positive = Field(description="Pictures per forward and backward pass.")
+    accumulation: Positive = Field(
+        description="Passes per step; their gradients are averaged, as those of one batch."
+    )
+    optimiser: OptimiserName = Field(
+        description="Turns gradients into updates; adamw8bit needs a CUDA GPU and bitsandbytes."
+    )
+    learning_rate: Rate = Field(
+        description="The optimiser's rate; prodigy finds its own and takes this as a factor: 1.0."
+    )
+    scheduler: SchedulerName = Field(
+        description="Course of the rate after warm-up; schedule-free-adamw needs constant."
+    )
+    scheduler_cycles: Positive = Field(description="Times that cosine-restarts starts anew.")
+    scheduler_power: Annotated[float, Field(gt=0.0)] = Field(
+        description="Exponent of the polynomial scheduler; 1 is a straight line."
+    )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         description="Steps over which the rate rises linearly from 0."
     )
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(description="AdamW's decay.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        description="Share of the weights taken off per unit of rate and step."
+    )
     gradient_clip: Annotated[float, Field(gt=0.0)] = Field(
         description="Largest norm of the whole gradient."
+    )
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        description="Decay of a moving average of the weights, kept beside them; 0 keeps none."
     )
     timesteps: Literal["sigmoid", "logit-normal", "uniform", "shifted"] = Field(
         description="Distribution of the noise level: sigmoid of a standard normal draw; of one "
@@ -119,6 +152,9 @@ class TrainParams(Section):
         "null leaves the embedder out (Flex.1-alpha). Models without one ignore it."
     )
     caption_dropout: Fraction = Field(description="Share of samples trained on the empty caption.")
+    adapter_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        description="Share of each module's ranks that a sample is trained without."
+    )
     masked_loss: bool = Field(
         description="Weigh the loss by the transparency of pictures that have any."
     )
@@ -166,6 +202,25 @@ class TrainParams(Section):
             raise ValueError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "
                 f"validation_every ({self.validation_every}), so that each has a loss to choose by"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_free_has_no_schedule(self) -> Self:
+        if self.optimiser == "schedule-free-adamw" and self.scheduler != "constant":
+            raise ValueError(
+                f"optimiser schedule-free-adamw averages its weights in place of a falling rate: "
+                f"scheduler must be constant, not {self.scheduler}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prodigy_has_one_rate(self) -> Self:
+        rates = {setting.learning_rate for setting in self.block_settings}
+        if self.optimiser == "prodigy" and rates - {self.learning_rate}:
+            raise ValueError(
+                "optimiser prodigy finds one rate for all blocks: every learning_rate in "
+                "block_settings must be train.learning_rate"
             )
         return self
 
