@@ -25,7 +25,7 @@ import torch
 from diffusers import FluxPipeline
 from peft import LoraConfig
 
-from stages.adapters.attach import add_lora, lora_parameters
+from stages.adapters.attach import add_lora
 from stages.contracts.params import Params, load_params
 from stages.families.architecture import lora_modules, read_architecture
 from stages.families.latents import encode_pictures
@@ -34,8 +34,8 @@ from stages.families.noise import keyed_normal
 from stages.families.text import encode_prompts
 from stages.training.encoded import Encoded, Latents, Picture
 from stages.training.lora_forward import shorten_lora_forward
-from stages.training.optimiser import build_optimiser
-from stages.training.step import Trainee, take_step
+from stages.training.step import take_step
+from stages.training.trainee import make_trainee
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "data" / "nano-flux"
@@ -64,8 +64,7 @@ def our_step(params: Params) -> Callable[[int], float]:
         train.seed,
     )
     shorten_lora_forward(transformer)
-    parameters = lora_parameters(transformer)
-    trainee = Trainee(transformer, parameters, build_optimiser(parameters, train))
+    trainee = make_trainee(transformer, train)
     data = encoded(params)
     return lambda step: take_step(trainee, data, train, step).loss
 

@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -34,7 +34,7 @@ from PIL import Image
 
 from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
 from stages.adapters.training_adapter import TrainingAdapter
-from stages.contracts.errors import DatasetError, Problem
+from stages.contracts.errors import DatasetError, ParamsError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import DIAGNOSIS, HISTORY, SCORES, write_table
 from stages.families.architecture import Architecture, read_architecture
@@ -42,7 +42,7 @@ from stages.families.latents import encode_pictures
 from stages.families.loading import checkpoint_blocks, load_transformer
 from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
-from stages.imaging.checkpoint_sheet import CheckpointRow, checkpoint_sheet
+from stages.imaging.checkpoint_sheet import MOST_ROWS, CheckpointRow, checkpoint_sheet
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
 from stages.runtime.files import rounded, sha256_file, write_json
@@ -118,6 +118,7 @@ def _prepare(
     params = settle_steps(params, len(data.training))
     kept = checkpoint_steps(total_steps(params), params.checkpoint_every)
     require_selectable(params.select, kept)
+    _require_sheet(kept)
     plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
     distilled: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -172,6 +173,15 @@ def _painter(
         return encode_pictures(generator.vae, pixels)[0][0]
 
     return Painter(draws(data.samples), draws(data.plain), encoded)
+
+
+def _require_sheet(checkpoints: Collection[int]) -> None:
+    """Refuse, before training, more checkpoints than the sheet at its end has room for."""
+    most = MOST_ROWS - 1  # the base model has a row, too
+    if len(checkpoints) > most:
+        what = f"gives {len(checkpoints)} checkpoints; the sheet has room for {most}"
+        problem = Problem("train.checkpoint_every", what, "Raise it.")
+        raise ParamsError("Too many checkpoints", [problem])
 
 
 def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> None:

@@ -26,6 +26,8 @@ _LABEL_PX: Final = 24
 _NOTE_PX: Final = 18
 _LINE_PX: Final = 25
 _LARGEST_SIDE: Final = 60_000  # PNG readers give up above 65,535
+MOST_ROWS: Final = 250
+"""Rows of one sheet: with them it stays below that side."""
 
 _PAPER: Final = (250, 249, 246)
 _INK: Final = (26, 28, 33)
@@ -55,7 +57,7 @@ def checkpoint_sheet(prompts: Sequence[str], rows: Sequence[CheckpointRow]) -> P
     width = 2 * _MARGIN_PX + _NOTES_PX + len(prompts) * (_THUMB_PX + _GAP_PX)
     top = _MARGIN_PX + _HEADING_PX + 2 * _GAP_PX
     height = top + len(rows) * (_THUMB_PX + _GAP_PX) + _MARGIN_PX
-    if max(width, height) > _LARGEST_SIDE:
+    if width > _LARGEST_SIDE or len(rows) > MOST_ROWS:
         raise ValueError(f"{len(rows)} checkpoints of {len(prompts)} prompts do not fit one sheet")
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)

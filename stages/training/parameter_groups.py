@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from stages.adapters.keys import parse_key
-from stages.contracts.block_patterns import names_block
 from stages.contracts.params import TrainParams
 from stages.families.architecture import block_of
+from stages.families.chosen_blocks import names_block
 
 FACTOR: Final = "rate_factor"
 """Key of an optimiser's group: its learning rate as a multiple of the run's."""

@@ -7,11 +7,11 @@ so `proj_out` is never taken for the one of every single block.
 from __future__ import annotations
 
 from stages.adapters.attach import LoraShape
-from stages.contracts.block_patterns import choose_blocks, names_block
 from stages.contracts.blocks import BlockId
 from stages.contracts.errors import ParamsError, Problem
 from stages.contracts.params import TrainParams
 from stages.families.architecture import Architecture, block_of, lora_modules, shared_down
+from stages.families.chosen_blocks import choose_blocks, names_block
 
 
 def plan_lora(architecture: Architecture, params: TrainParams) -> dict[str, LoraShape]:
