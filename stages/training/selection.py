@@ -105,6 +105,8 @@ def _reason(
         apart = 100 * (losses[other] / loss - 1)
         side = "higher" if apart >= 0 else "lower"
         words += f"; step {other} was {abs(apart):.1f} % {side}"
+    if select != "best" and step in collapsed:
+        words += "; it collapsed"
     spoilt = sorted(set(collapsed) & losses.keys())
     if select == "best" and spoilt:
         all_of_them = len(spoilt) == len(losses)

@@ -2,7 +2,7 @@
 
 A step's loss depends on its noise levels before all else: at high noise it is several times that
 at low noise. So the levels' part is taken out first, by a polynomial in sigma fitted to the run's
-own losses, and what is left is compared with its neighbourhood.
+own losses over their weights, and what is left is compared with its neighbourhood.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ def find_spikes(losses: Mapping[int, float], uses: Mapping[int, Sequence[Use]]) 
         losses: by step.
         uses: what each of these steps was made of.
     """
-    steps = sorted(losses)
+    totals = {step: sum(use.weight for use in uses[step]) / len(uses[step]) for step in losses}
+    steps = sorted(step for step, weight in totals.items() if weight > 0)
     if len(steps) < FEWEST_STEPS:
         return None
-    values = np.array([losses[step] for step in steps])
+    values = np.array([losses[step] / totals[step] for step in steps])
     ratios = values / _usual(values, [uses[step] for step in steps])
     ratios = ratios / _neighbourhood(ratios)
     spread = _NORMAL_MAD * float(np.median(np.abs(ratios - 1)))
@@ -77,7 +78,13 @@ def find_spikes(losses: Mapping[int, float], uses: Mapping[int, Sequence[Use]]) 
 def _usual(values: Series, uses: Sequence[Sequence[Use]]) -> Series:
     """Return the loss that each step's noise levels lead one to expect."""
     levels = np.array(
-        [np.mean([_powers(use.sigma) for use in step], axis=0) for step in uses], dtype=np.float64
+        [
+            np.average(
+                [_powers(use.sigma) for use in step], axis=0, weights=[use.weight for use in step]
+            )
+            for step in uses
+        ],
+        dtype=np.float64,
     )
     fitted = np.full_like(values, np.median(values))
     kept = np.ones(len(values), dtype=bool)

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from stages.contracts.params import TrainParams
 from stages.training.batches import draw_step, picture_of, step_samples
 from stages.training.encoded import Encoded
+from stages.training.noise_levels import loss_weights
 
 
 @dataclass(frozen=True)
 class Use:
-    """A picture's name and the noise level, in (0, 1), that a step trained it at."""
+    """A picture's name, the noise level in (0, 1) that a step trained it at, and its weight."""
 
     picture: str
     sigma: float
+    weight: float = 1.0
 
 
 def uses_of_step(data: Encoded, params: TrainParams, step: int) -> tuple[Use, ...]:
     """Return what the step (the first is 1) was made of, in all processes together."""
     samples = step_samples(data, params, step)
+    draws = draw_step(data, params, samples)
+    weights = loss_weights(torch.tensor([draw.sigma for draw in draws]), params).tolist()
     return tuple(
-        Use(picture_of(data, sample).name, draw.sigma)
-        for sample, draw in zip(samples, draw_step(data, params, samples), strict=True)
+        Use(picture_of(data, sample).name, draw.sigma, draw.weight * weight)
+        for sample, draw, weight in zip(samples, draws, weights, strict=True)
     )

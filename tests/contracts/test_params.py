@@ -166,6 +166,12 @@ def test_steps_may_be_left_to_the_pictures(written: Writer) -> None:
     assert load_params(path).train.steps == "auto"
 
 
+def test_prodigy_refuses_the_rate_of_another_optimiser(written: Writer) -> None:
+    """It multiplies: AdamW's rate left in place would train a thousand times too slowly."""
+    with pytest.raises(ParamsError, match=r"takes learning_rate as a factor: 0\.001 would"):
+        load_params(written(lambda document: document["train"].update(optimiser="prodigy")))
+
+
 def test_schedule_free_refuses_a_schedule(written: Writer) -> None:
     """Its average stands in place of a falling rate; both together train neither."""
     change = {"optimiser": "schedule-free-adamw", "scheduler": "cosine"}

@@ -70,3 +70,24 @@ def test_one_spike_of_a_batch_accuses_nobody() -> None:
     found = find_spikes(losses, uses)
     assert found is not None
     assert (found.steps, found.picture) == ((50,), None)
+
+
+def test_weights_of_the_loss_are_no_spikes() -> None:
+    """sigma^-2 weighs a step at low noise a hundred times; some steps may weigh nothing."""
+    losses, uses = run(None)
+    weighed = {
+        step: [
+            Use(use.picture, use.sigma, 0.0 if step % 7 == 0 else use.sigma**-2)
+            for use in step_uses
+        ]
+        for step, step_uses in uses.items()
+    }
+    random = np.random.default_rng(1)
+    for step, step_uses in weighed.items():
+        parts = [use.weight * (0.3 + 2 * (use.sigma - 0.4) ** 2) for use in step_uses]
+        losses[step] = float(np.mean(parts) * random.normal(1.0, 0.05))
+    assert find_spikes(losses, weighed) is None
+    losses[60] *= 5
+    found = find_spikes(losses, weighed)
+    assert found is not None
+    assert found.steps == (60,)

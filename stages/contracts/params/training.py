@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
@@ -42,6 +42,9 @@ def _check_pattern(text: str) -> str:
 
 Blocks = list[Annotated[str, AfterValidator(_check_pattern)]]
 """Patterns of blocks, see contracts/block_patterns.py."""
+
+LEAST_PRODIGY_RATE: Final = 0.1
+"""Below it a rate of AdamW's was left in place by mistake."""
 
 
 class BlockSetting(Section):
@@ -221,6 +224,11 @@ class TrainParams(Section):
             raise ValueError(
                 "optimiser prodigy finds one rate for all blocks: every learning_rate in "
                 "block_settings must be train.learning_rate"
+            )
+        if self.optimiser == "prodigy" and self.learning_rate < LEAST_PRODIGY_RATE:
+            raise ValueError(
+                "optimiser prodigy finds the rate itself and takes learning_rate as a factor: "
+                f"{self.learning_rate:g} would train next to nothing, 1.0 is usual"
             )
         return self
 
