@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,12 +27,14 @@ from accelerate import PartialState
 from torch import distributed, nn
 
 from stages.contracts.errors import HardwareError, Problem
+from stages.runtime.console import prepare_process
 
 Item = TypeVar("Item")
 
 _PROCESSES: Final = "BLOCKLENS_PROCESSES"
 _WORLD_SIZE: Final = "WORLD_SIZE"  # set by torchrun and accelerate launch
 _PATIENCE: Final = timedelta(hours=6)  # the others wait while process 0 validates and draws
+_GRACE_S: Final = 900  # from Ctrl-C or SIGTERM to SIGKILL: a step, its validation and pictures
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def start_processes(module: str) -> None:
     if int(text) == 1 or _WORLD_SIZE in os.environ:
         return
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={text}"]
+    launcher += [f"--shutdown-timeout={_GRACE_S}"]
+    prepare_process()  # what outlives exec: the launcher, too, ends with its parent
     os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *sys.argv[1:]])
 
 
@@ -82,8 +85,8 @@ def start_processes(module: str) -> None:
 def joined_processes(device: torch.device, batch: int) -> Iterator[World]:
     """Yield the world of all processes that were launched together; one process needs none.
 
-    Processes other than 0 log warnings only. Ctrl-C is left to the launcher, which passes it on
-    to each as SIGTERM: twice would mean at once.
+    Processes other than 0 log warnings only. The launcher passes Ctrl-C and SIGTERM on to each
+    as what they are. A terminal does not reach them: each is in a session of its own.
 
     Raises:
         HardwareError: there are more processes than pictures in a step.
@@ -97,7 +100,6 @@ def joined_processes(device: torch.device, batch: int) -> Iterator[World]:
         yield World(0, 1)
         return
     state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not state.is_main_process:
         logging.disable(logging.INFO)
     try:

@@ -105,9 +105,15 @@ def test_two_processes_train_the_same_adapter(folder: Path, weights: Path) -> No
     assert two.stderr.count("chosen: step") == 1, "only the first process reports"
 
 
+def default_interrupt() -> None:
+    """Undo what a shell does to its background jobs, whose children inherit SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
-def test_killed_processes_go_on(folder: Path, weights: Path) -> None:
-    """`dvc repro` starts them through the environment; SIGTERM saves, and one process ends it."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_killed_processes_go_on(folder: Path, weights: Path, number: signal.Signals) -> None:
+    """`dvc repro` starts them through the environment; a signal saves, and one process ends it."""
     params_file(folder, batch=3, steps=40)
     undisturbed = run(folder, ("-m",), weights, folder / "one")
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -118,13 +124,15 @@ def test_killed_processes_go_on(folder: Path, weights: Path) -> None:
         env=environment(folder, **more),
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=default_interrupt,
     ) as process:
         while process.poll() is None and not list(folder.glob("state/train/*/state-*")):
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.stderr is not None
         said = process.stderr.read()
     assert process.returncode != 0, said
+    assert "stopping after this step" in said
     assert not (folder / "two").exists(), said
     ended = run(folder, ("-m",), weights, folder / "two")
     assert re.search(r"continuing after step \d+ from", ended.stderr), said + ended.stderr
