@@ -53,6 +53,7 @@ from stages.training.distribution import joined_processes, start_processes
 from stages.training.encoded import Encoded, Prompt, read_encoded
 from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
+from stages.training.memory import LOADING, SCORING, explained_memory
 from stages.training.metadata import Origin, adapter_metadata
 from stages.training.optimiser import require_optimiser
 from stages.training.schedule import pictures_per_step, settle_steps, total_steps
@@ -90,11 +91,13 @@ def train(
     require_hardware(model, device)
     require_optimiser(params.optimiser, device)
     with joined_processes(device, pictures_per_step(params)) as world:
-        run, painter, state = _prepare(params, model, sampling, device, weights, encoded)
+        with explained_memory(params, model, LOADING):
+            run, painter, state = _prepare(params, model, sampling, device, weights, encoded)
         journal = train_adapter(run, state)
         if not world.leads:
             return
-        verdict = judge(run, painter, journal, state)
+        with explained_memory(params, model, SCORING):
+            verdict = judge(run, painter, journal, state)
         with replace_folder(out) as work:
             _publish(work, state, journal)
             _publish_verdict(work, journal, run, verdict)
@@ -137,6 +140,7 @@ def _prepare(
         transformer,
         data,
         params,
+        model,
         describe=partial(adapter_metadata, origin, params, model),
         draw_samples=painter.samples,
     )

@@ -22,14 +22,14 @@ from PIL import Image
 
 from stages.adapters.attach import extract_adapter
 from stages.adapters.files import write_adapter
-from stages.contracts.params import TrainParams
+from stages.contracts.params import ModelParams, TrainParams
 from stages.runtime.device import resident_bytes
 from stages.runtime.files import sha256_file
 from stages.runtime.progress import in_gigabytes, track
 from stages.training.distribution import agreed, leader_first, world
 from stages.training.encoded import Encoded
 from stages.training.interruption import held_interruption
-from stages.training.memory import explained_memory
+from stages.training.memory import LOADING, explained_memory
 from stages.training.optimiser import evaluation_weights
 from stages.training.schedule import total_steps
 from stages.training.state import Journal, Row, load_newest, save_state, write_whole
@@ -57,6 +57,7 @@ class Run:
     transformer: FluxTransformer2DModel
     data: Encoded
     params: TrainParams
+    model: ModelParams
     describe: Callable[[int], Mapping[str, str]]
     draw_samples: Callable[[], Pictures]
 
@@ -86,15 +87,16 @@ def train_adapter(run: Run, folder: Path) -> Journal:
         TrainingError: a loss or gradient is not finite, or memory ran out.
         KeyboardInterrupt: on Ctrl-C; like SystemExit on SIGTERM, after the state was saved.
     """
-    trainee = make_trainee(run.transformer, run.params)
+    with explained_memory(run.params, run.model, LOADING):
+        trainee = make_trainee(run.transformer, run.params)
     pace, end = _Pace(), total_steps(run.params)
     with held_interruption() as interruption:
-        with leader_first():
+        with leader_first(), explained_memory(run.params, run.model, LOADING):
             journal = _resume(trainee, folder)
         journal = journal or _begin(run, folder)
         steps = range(journal.step + 1, end + 1)
         for step in track(steps, len(steps), "train", partial(_latest, journal)):
-            with explained_memory(run.params, step):
+            with explained_memory(run.params, run.model, f"step {step}"):
                 _advance(run, trainee, journal, folder)
             interruption.number = agreed(interruption.number)
             if not world().leads:
@@ -144,8 +146,8 @@ def _begin(run: Run, folder: Path) -> Journal:
         return Journal(step=0, history=[], files={})
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(step=0, history=[], files={})
-    with explained_memory(run.params, 0):
-        base = _validate(run)
+    with explained_memory(run.params, run.model, "step 0"):
+        base = _validate(run, 0)
         _log.info("base model: validation loss %.4f", base.validation_loss)
         average = base if run.params.ema_decay > 0 else None
         journal.history.append(Row(0, None, None, 0.0, **_losses(base, average)))
@@ -216,7 +218,7 @@ def _look(
         name: of the checkpoint.
         fields: text fields of the checkpoint beside the run's.
     """
-    measures = _validate(run) if "validation" in due else None
+    measures = _validate(run, journal.step) if "validation" in due else None
     if "checkpoint" in due:
         adapter = extract_adapter(run.transformer, {**run.describe(journal.step), **fields})
         write_whole(folder / name, lambda path: write_adapter(path, adapter))
@@ -231,9 +233,9 @@ def _losses(measures: Measures | None, of_average: Measures | None) -> dict[str,
     return {**losses, "validation_loss_ema": averaged}
 
 
-def _validate(run: Run) -> Measures:
-    """Return the losses at the fixed points, with the adapter as it is."""
-    return measure(run.transformer, run.data, run.params)
+def _validate(run: Run, step: int) -> Measures:
+    """Return the losses at the fixed points after `step`, with the adapter as it is."""
+    return measure(run.transformer, run.data, run.params, step)
 
 
 def _report(journal: Journal, window: int) -> None:

@@ -12,6 +12,7 @@ one that gets worse, so it is told per band as well.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,6 +21,7 @@ from typing import Final
 import torch
 from diffusers import FluxTransformer2DModel
 
+from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
 from stages.families.noise import keyed_normal
 from stages.training.batches import Draw, token_weights
@@ -28,6 +30,14 @@ from stages.training.objective import assemble, flow_losses
 
 BANDS: Final = {"low": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "high": (2 / 3, 1.0)}
 """Noise levels from (included) and to (excluded) of each band."""
+
+_REMEDY_BASE: Final = (
+    "The adapter has no effect yet: look at the picture named and run `dvc repro encode`; "
+    "if every picture is named, the base model's weights are broken."
+)
+_REMEDY: Final = (
+    "Lower train.learning_rate or train.gradient_clip: the base model's loss was finite here."
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,16 @@ class Measures:
     probe_loss: float | None
 
 
-def measure(transformer: FluxTransformer2DModel, data: Encoded, params: TrainParams) -> Measures:
-    """Return the losses of the model as it is, adapter included, at all fixed points."""
+def measure(
+    transformer: FluxTransformer2DModel, data: Encoded, params: TrainParams, step: int = 0
+) -> Measures:
+    """Return the losses of the model as it is, adapter included, at all fixed points.
+
+    `step` is the last one taken, 0 for the base model.
+
+    Raises:
+        TrainingError: a loss is not finite; each such picture and noise level is named.
+    """
     sigmas = params.validation_sigmas
 
     def losses(pictures: Sequence[Picture]) -> list[float]:
@@ -55,6 +73,12 @@ def measure(transformer: FluxTransformer2DModel, data: Encoded, params: TrainPar
         return validation_losses(transformer, draws, batch=params.batch, guidance=params.guidance)
 
     held_out = losses(data.validation)
+    probed = probe_pictures(data.training, params.probe_pictures)
+    probe = losses(probed)
+    problems = _not_finite("held-out", data.validation, sigmas, held_out, step)
+    problems += _not_finite("training", probed, sigmas, probe, step)
+    if problems:
+        raise TrainingError(f"Training cannot go on after step {step}", problems)
     levels = sigmas * len(data.validation)
     by_band = {name: _mean_within(held_out, levels, band) for name, band in BANDS.items()}
     return Measures(
@@ -62,7 +86,7 @@ def measure(transformer: FluxTransformer2DModel, data: Encoded, params: TrainPar
         validation_loss_low=by_band["low"],
         validation_loss_middle=by_band["middle"],
         validation_loss_high=by_band["high"],
-        probe_loss=_mean(losses(probe_pictures(data.training, params.probe_pictures))),
+        probe_loss=_mean(probe),
     )
 
 
@@ -108,6 +132,26 @@ def validation_losses(
             part = assemble(group[start : start + batch], device, dtype)
             losses += flow_losses(transformer, part, guidance).tolist()
     return losses
+
+
+def _not_finite(
+    kind: str,
+    pictures: Sequence[Picture],
+    sigmas: Sequence[float],
+    losses: Sequence[float],
+    step: int,
+) -> list[Problem]:
+    """Return a problem per loss that is not finite; they are in the order of the draws."""
+    points = [(picture.name, sigma) for picture in pictures for sigma in sigmas]
+    return [
+        Problem(
+            f"step {step}, picture {name}, sigma {sigma:.4f}",
+            f"loss is {loss} in the validation after it ({kind} picture)",
+            _REMEDY if step else _REMEDY_BASE,
+        )
+        for (name, sigma), loss in zip(points, losses, strict=True)
+        if not math.isfinite(loss)
+    ]
 
 
 def _mean_within(

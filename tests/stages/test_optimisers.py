@@ -99,7 +99,7 @@ def test_trains_the_demo(
     transformer = load_transformer(nano_flux, demo.model, torch.device("cpu"))
     add_shaped_lora(transformer, plan_lora(read_architecture(nano_flux), params), params.seed)
     shorten_lora_forward(transformer)
-    run = Run(transformer, encoded, params, lambda _: {}, lambda: ())
+    run = Run(transformer, encoded, params, demo.model, lambda _: {}, lambda: ())
     history = train_adapter(run, tmp_path).history
     base, end = history[0].validation_loss, history[-1].validation_loss
     assert base is not None

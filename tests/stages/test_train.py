@@ -325,11 +325,39 @@ def test_foreign_latents_are_refused(weights: Path, tmp_path: Path, encoded: Pat
     assert contents(tmp_path / "out") == before
 
 
-def test_broken_number_stops_and_is_named(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "probed", "step"), [("c", 0, "[1-9]"), ("c", 4, "0"), ("held-out", 0, "0")]
+)
+def test_broken_number_stops_and_is_named(
+    weights: Path, tmp_path: Path, name: str, probed: int, step: str
+) -> None:
     """NaN does not train on: step, picture and noise level are named, and nothing is written."""
-    broken = write_encoded(tmp_path / "encode", broken="c")
-    with pytest.raises(TrainingError, match=r"step \d, picture c, sigma 0\.\d+: loss is nan"):
-        run(weights, broken, tmp_path / "out")
+    broken = write_encoded(tmp_path / "encode", broken=name)
+    named = rf"step {step}, picture {name}, sigma 0\.\d+: loss is nan"
+    with pytest.raises(TrainingError, match=named):
+        run(weights, broken, tmp_path / "out", probe_pictures=probed)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "where"), [("load_transformer", "loading"), ("judge", "scoring")]
+)
+def test_out_of_memory_beside_the_steps(
+    weights: Path,
+    encoded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    where: str,
+) -> None:
+    """A base that does not fit, or pictures that do not: advice there, too."""
+
+    def allocate(*_: object) -> torch.Tensor:
+        return torch.empty(10**15, dtype=torch.uint8)
+
+    monkeypatch.setattr(f"stages.train.{function}", allocate)
+    with pytest.raises(TrainingError, match=rf"while {where}: .*[\s\S]*model\.quantisation"):
+        run(weights, encoded, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

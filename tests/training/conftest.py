@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from stages.adapters.attach import add_shaped_lora
-from stages.contracts.params import TrainParams, load_params
+from stages.contracts.params import ModelParams, TrainParams, load_params
 from stages.families.architecture import Architecture
 from stages.families.noise import keyed_normal
 from stages.families.text import TextEmbedding
@@ -74,8 +74,14 @@ def params() -> TrainParams:
 
 
 @pytest.fixture
+def model() -> ModelParams:
+    """The demo's way to run the base model."""
+    return load_params(Path(__file__).parents[2] / "params.yaml").model
+
+
+@pytest.fixture
 def make_run(
-    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams, model: ModelParams
 ) -> Callable[..., Run]:
     """Return a maker of equal runs, each with a model of its own and an adapter at its start."""
     weights = {name: tensor.clone() for name, tensor in tiny_flux.state_dict().items()}
@@ -98,7 +104,7 @@ def make_run(
                 raise RuntimeError("killed")
             return [np.full((8, 8, 3), calls, dtype=np.uint8)]
 
-        return Run(transformer, data, chosen, lambda step: {"step": str(step)}, draw)
+        return Run(transformer, data, chosen, model, lambda step: {"step": str(step)}, draw)
 
     return make
 

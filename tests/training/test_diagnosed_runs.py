@@ -18,7 +18,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image, ImageOps
 
-from stages.contracts.params import TrainParams, load_params
+from stages.contracts.params import ModelParams, TrainParams, load_params
 from stages.contracts.tables import DIAGNOSIS, ENCODED, SCORES, read_table, write_table
 from stages.families.latents import encode_pictures
 from stages.families.loading import load_text_encoders, load_vae
@@ -47,7 +47,11 @@ def subject(name: str, spread: float) -> Picture:
 
 @pytest.fixture
 def trained(
-    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams, tmp_path: Path
+    tiny_flux: FluxTransformer2DModel,
+    encoded: Encoded,
+    params: TrainParams,
+    model: ModelParams,
+    tmp_path: Path,
 ) -> Diagnose:
     """Return a function that trains the small model and gives what is found, by name."""
 
@@ -66,7 +70,7 @@ def trained(
         held_out = tuple(subject(f"held-out-{number}", spread) for number in range(3))
         data = replace(encoded, training=tuple(training), validation=held_out)
         journal = train_adapter(
-            Run(tiny_flux, data, settings, lambda _: {}, list), tmp_path / "state"
+            Run(tiny_flux, data, settings, model, lambda _: {}, list), tmp_path / "state"
         )
         uses = {row.step: uses_of_step(data, settings, row.step) for row in journal.history[1:]}
         found = diagnose(Evidence(journal.history, uses, [SOUND], 0))

@@ -140,9 +140,14 @@ def test_killed_processes_go_on(folder: Path, weights: Path, number: signal.Sign
 
 
 @pytest.mark.slow
-def test_bad_number_in_one_process_stops_all(folder: Path, weights: Path) -> None:
-    """The others do not wait for ever: the picture is named once, and nothing is written."""
+@pytest.mark.parametrize("probed", [0, 4])
+def test_bad_number_in_one_process_stops_all(folder: Path, weights: Path, probed: int) -> None:
+    """The others do not wait for ever: the picture is named once, and nothing is written.
+
+    That holds for a step, which all processes take, and for a validation, which one makes.
+    """
     write_encoded(folder / "encode", broken="c")
+    params_file(folder, batch=3, probe_pictures=probed)
     ended = run(folder, TORCHRUN, weights, folder / "out")
     assert ended.returncode != 0
     assert "picture c, sigma" in ended.stderr

@@ -214,6 +214,20 @@ def test_out_of_memory_says_what_to_change(
     assert len(list(tmp_path.glob("state-00000002-*"))) == 1
 
 
+def test_broken_held_out_picture_stops_before_the_first_step(
+    make_run: MakeRun, encoded: Encoded, tmp_path: Path
+) -> None:
+    """No checkpoint could be chosen by such a loss, so that no time is spent on one."""
+    broken = encoded.validation[0]
+    latents = replace(broken.latents, mean=broken.latents.mean * float("nan"))
+    data = replace(encoded, validation=(replace(broken, latents=latents), encoded.validation[1]))
+    with pytest.raises(
+        TrainingError, match=r"step 0, picture held-out-0, sigma 0\.\d+: loss is nan"
+    ):
+        train_adapter(make_run(data=data), tmp_path)
+    assert contents(tmp_path) == {}
+
+
 def test_training_learns(make_run: MakeRun, encoded: Encoded, tmp_path: Path) -> None:
     """On held-out pictures that equal the training ones, the loss falls by a fifth in 60 steps."""
     same = replace(encoded, validation=encoded.training)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from stages.contracts.errors import TrainingError
 from stages.contracts.params import TrainParams
-from stages.training.encoded import Encoded, Latents
+from stages.training.encoded import Encoded, Latents, Picture
 from stages.training.validation import (
     measure,
     probe_pictures,
@@ -113,6 +114,43 @@ def test_probe_measures_training_pictures(
     assert measure(tiny_flux, encoded, whole).probe_loss == pytest.approx(expected, rel=1e-5)
     none = params.model_copy(update={"probe_pictures": 0})
     assert measure(tiny_flux, encoded, none).probe_loss is None
+
+
+def with_broken_latents(picture: Picture, value: float) -> Picture:
+    """Return the picture with latents that are not numbers."""
+    mean = torch.full_like(picture.latents.mean, value)
+    return replace(picture, latents=replace(picture.latents, mean=mean))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("step", "advice"), [(0, "dvc repro encode"), (4, "train.learning_rate")])
+def test_broken_pictures_are_named(
+    tiny_flux: FluxTransformer2DModel,
+    encoded: Encoded,
+    params: TrainParams,
+    value: float,
+    step: int,
+    advice: str,
+) -> None:
+    """A held-out and a probed picture: each at each level, in one message, and no other one."""
+    first, second = encoded.validation
+    wild = replace(
+        encoded,
+        validation=(first, with_broken_latents(second, value)),
+        training=(with_broken_latents(encoded.training[0], value), *encoded.training[1:]),
+    )
+    chosen = params.model_copy(update={"validation_sigmas": SIGMAS, "probe_pictures": 5})
+    with pytest.raises(TrainingError, match="4 problems") as caught:
+        measure(tiny_flux, wild, chosen, step)
+    message = str(caught.value)
+    assert f"Training cannot go on after step {step}" in message
+    for name, kind in (("held-out-1", "held-out"), ("picture-0", "training")):
+        for sigma in SIGMAS:
+            assert f"step {step}, picture {name}, sigma {sigma:.4f}: loss is " in message
+        assert message.count(f"({kind} picture)") == 2
+    assert advice in message
+    whole = replace(wild, validation=(first,))
+    assert measure(tiny_flux, whole, chosen.model_copy(update={"probe_pictures": 0}), step)
 
 
 def test_probe_is_stable() -> None:
