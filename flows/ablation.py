@@ -61,7 +61,7 @@ _COLUMNS: Final = (
     "experiment",
 )
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("flows.ablation")  # run as a program, __name__ is another
 
 
 def ablate(root: Path, grid: Path) -> tuple[list[Cell], dict[str, Experiment]]:
