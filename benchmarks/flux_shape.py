@@ -40,6 +40,12 @@ TINY_SIZES_PX: Final = (64, 128)
 NAMES: Final = {"none": "bf16", "fp8": "fp8", "int8": "int8", "nf4": "nf4"}
 TERA: Final = 1e12
 MEASURED: Final = "measured"
+# One thread each: the next process starts beside the measured one.
+TINY_ENVIRONMENT: Final = {
+    "BLOCKLENS_DEVICE": "cpu",
+    "BLOCKLENS_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 MEMORY_WORDS: Final = ("out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -94,7 +100,7 @@ def reason(code: int, complaint: str) -> str:
 def children(count: int, tiny: bool) -> Iterator[Child]:
     """Give `count` processes, each started while the one before is still measured."""
     command = [sys.executable, "-m", "benchmarks.flux_step", *(["--tiny"] if tiny else [])]
-    environment = {**os.environ, **({"BLOCKLENS_DEVICE": "cpu"} if tiny else {})}
+    environment = {**os.environ, **(TINY_ENVIRONMENT if tiny else {})}
     waiting: list[Child] = []
     try:
         for left in reversed(range(count)):
