@@ -10,7 +10,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: run flow test lint types unit clean
+.PHONY: run flow ablation test lint types unit clean
 
 # DVC deletes a stage's outputs before the stage can refuse its input: bring the last good ones back.
 run: $(INSTALLED)
@@ -19,6 +19,10 @@ run: $(INSTALLED)
 
 flow: $(INSTALLED)
 	python -m flows.pipeline
+
+# One training per value of flows/ablation.yaml, and their table in docs/ablation.md.
+ablation: $(INSTALLED)
+	python -m flows.ablation
 
 test: lint types unit
 

@@ -1,0 +1,239 @@
+"""The cells of an ablation: params.yaml as it is, and one changed value at a time.
+
+One factor at a time and not the full product: the demo's grid is 9 trainings in place of 72, and
+a row differs from the first one in one thing that the row names.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.contracts.errors import BlocklensError, Problem
+from stages.contracts.params import Params, load_params
+
+DEFAULT: Final = "default"
+"""Name of the cell in which nothing is changed."""
+_FINGERPRINT_DIGITS: Final = 8
+
+Scalar = bool | int | float | str | None
+
+
+class GridError(BlocklensError, ValueError):
+    """A grid file with unknown params, values out of range or a wrong form."""
+
+
+class Grid(BaseModel):
+    """The content of a grid file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    factors: Annotated[dict[str, Annotated[list[Scalar], Field(min_length=1)]], Field(min_length=1)]
+    follow: dict[str, str] = Field(description="Param -> factor whose changed value it takes.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: which param has which value, all that changes, and all params as checked.
+
+    `name` ends in a fingerprint of all params, so that an experiment of that name at the same
+    commit is this very training.
+    """
+
+    factor: str
+    value: Scalar
+    changes: dict[str, Scalar]
+    params: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Return the name of the cell's experiment, such as rank-4-0f3a77c1."""
+        label = f"{self.factor.rpartition('.')[2]}-{self.value}" if self.changes else DEFAULT
+        text = json.dumps(self.params, sort_keys=True)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:_FINGERPRINT_DIGITS]
+        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', label).strip('-.')}-{fingerprint}"
+
+
+def load_cells(grid_path: Path, params_path: Path, sections: Collection[str]) -> list[Cell]:
+    """Return the cells of a grid, that of `params_path` as it is first.
+
+    A value that `params_path` has already makes no cell of its own. `sections` are those that
+    decide the training: another param would give equal rows.
+
+    Raises:
+        ParamsError: params.yaml itself is not valid.
+        GridError: the grid is not; every problem is named.
+    """
+    base = load_params(params_path)
+    document = yaml.safe_load(params_path.read_text(encoding="utf-8"))
+    content = _read(grid_path)
+    problems = _form_problems(grid_path, content)
+    factors = _well_formed(content.get("factors"))
+    follow = {k: v for k, v in _mapping(content.get("follow")).items() if isinstance(v, str)}
+    problems += _name_problems(grid_path, [*factors, *follow], sections)
+    problems += _follow_problems(grid_path, factors, follow)
+    cells = [Cell("", None, {}, base.model_dump(mode="json"))]
+    for factor, values in factors.items():
+        if _field(factor) is None:
+            continue
+        before = _value_of(document, factor)
+        if len({repr(value) for value in values}) < len(values):
+            where = f"{grid_path}: factors.{factor}"
+            problems.append(Problem(where, f"a value stands twice in {values}", "Remove one"))
+        for value in values:
+            if type(value) is type(before) and value == before:
+                continue
+            followers = {name: value for name, leader in follow.items() if leader == factor}
+            changes = {factor: value, **{n: v for n, v in followers.items() if _field(n)}}
+            checked = _check(grid_path, document, changes)
+            if isinstance(checked, Params):
+                cells.append(Cell(factor, value, changes, checked.model_dump(mode="json")))
+            else:
+                problems += checked
+    if problems:
+        raise GridError(f"{grid_path} is not valid", problems)
+    return cells
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise GridError(f"{path} does not exist; flows/ablation.yaml is an example") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GridError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise GridError(f"{path} is not a mapping with the keys factors and follow")
+    return content
+
+
+def _form_problems(path: Path, content: Mapping[str, Any]) -> list[Problem]:
+    try:
+        Grid.model_validate(content)
+    except ValidationError as error:
+        # A union of scalars reports one error per type: one is enough.
+        found: dict[tuple[int | str, ...], str] = {}
+        for detail in error.errors():
+            depth = 3 if detail["loc"][0] == "factors" else 2
+            found.setdefault(detail["loc"][:depth], detail["msg"])
+        return [
+            Problem(f"{path}: {'.'.join(map(str, keys))}", message, _form(keys))
+            for keys, message in found.items()
+        ]
+    return []
+
+
+def _form(keys: Sequence[int | str]) -> str:
+    if keys[0] == "factors":
+        return "Write SECTION.KEY: [VALUE, ...] with numbers, words, true, false or null"
+    if keys[0] == "follow":
+        return "Write SECTION.KEY: SECTION.KEY, or follow: {}"
+    return "Known keys: factors, follow"
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {}
+    return {key: each for key, each in value.items() if isinstance(key, str)}
+
+
+def _well_formed(value: object) -> dict[str, list[Scalar]]:
+    """Return the factors whose form is right, so that their content is checked all the same."""
+    return {
+        name: values
+        for name, values in _mapping(value).items()
+        if isinstance(values, list) and all(isinstance(each, Scalar) for each in values)
+    }
+
+
+def _name_problems(path: Path, names: Sequence[str], sections: Collection[str]) -> list[Problem]:
+    problems = []
+    known = [f"{section}.{key}" for section in sections for key in _keys(section)]
+    for name in names:
+        if name in known:
+            continue
+        if _field(name) is not None:
+            what, remedy = "decides nothing of a training", f"Sections that do: {sorted(sections)}"
+        else:
+            close = get_close_matches(name, known, n=1)
+            what = "no such param"
+            remedy = f"Did you mean {close[0]!r}?" if close else "Write SECTION.KEY of params.yaml"
+        problems.append(Problem(f"{path}: {name}", what, remedy))
+    return problems
+
+
+def _follow_problems(
+    path: Path, factors: Collection[str], follow: Mapping[str, str]
+) -> list[Problem]:
+    problems = []
+    for name, leader in follow.items():
+        where = f"{path}: follow.{name}"
+        if leader not in factors:
+            problems.append(Problem(where, f"{leader} is no factor", f"One of {list(factors)}"))
+        if name in factors:
+            problems.append(Problem(where, "it is a factor itself", "Remove one of the two"))
+    return problems
+
+
+def _model(section: str) -> type[BaseModel] | None:
+    field = Params.model_fields.get(section)
+    model = field.annotation if field else None
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _keys(section: str) -> list[str]:
+    model = _model(section)
+    return list(model.model_fields) if model else []
+
+
+def _field(name: str) -> str | None:
+    """Return the description of a param, or None where there is no such param."""
+    section, _, key = name.partition(".")
+    model = _model(section)
+    field = model.model_fields.get(key) if model else None
+    return (field.description or name) if field else None
+
+
+def _value_of(document: Mapping[str, Any], name: str) -> object:
+    section, _, key = name.partition(".")
+    value: object = document[section][key]
+    return value
+
+
+def _check(
+    path: Path, document: Mapping[str, Any], changes: Mapping[str, Scalar]
+) -> Params | list[Problem]:
+    """Return the params with the changes, or what is wrong with them."""
+    factor, value = next(iter(changes.items()))
+    where = f"{path}: {factor} = {value!r}"
+    if isinstance(value, float) and "e" in repr(value) and "." not in repr(value):
+        # dvc exp run -S writes it so (YAML 1.2); PyYAML reads YAML 1.1, where it is a string.
+        what = f"DVC would write {value!r} into params.yaml, which YAML 1.1 takes for a word"
+        return [Problem(where, what, "Give it a second digit, such as 1.1e-05")]
+    changed = copy.deepcopy(dict(document))
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        changed[section][key] = value
+    try:
+        return Params.model_validate(changed)
+    except ValidationError as error:
+        messages: dict[str, str] = {}
+        for detail in error.errors():
+            name = ".".join(map(str, detail["loc"][:2]))
+            prefix = f"{name}: " if name in changes and name != factor else ""
+            message = prefix + detail["msg"].removeprefix("Value error, ")
+            messages.setdefault(name, message)
+        return [
+            Problem(where, message, _field(name) or "Change the value, or params.yaml")
+            for name, message in messages.items()
+        ]
