@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.contracts.errors import WeightsError
-from stages.contracts.params import SingleFilesParams
+from stages.contracts.params import ModelParams, SingleFilesParams
 from stages.families import single_files
 from stages.families.loading import load_text_encoders, load_transformer, load_vae
 from stages.families.single_files import convert_single_files
@@ -21,6 +21,8 @@ from tests.families.single_file_sets import (
     export_single_files,
     settings_only,
 )
+
+MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=32)
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_converted_folder_is_loaded_like_the_original(
     folder = convert_single_files(files, settings)
     device = torch.device("cpu")
     pairs = [
-        (load_transformer(root, "float32", device), load_vae(root, device))
+        (load_transformer(root, MODEL, device), load_vae(root, device))
         for root in (nano_flux, folder)
     ]
     for one, two in zip(*pairs, strict=True):

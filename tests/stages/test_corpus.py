@@ -211,4 +211,6 @@ def test_the_corpus_comes_out_the_same_with_one_and_four_workers(
         prepare(params(on_invalid="skip"), **corpus)
         results.append(contents(corpus["out"]))
     assert results[0] == results[1]
-    assert len(results[0]) == 37 + 1 + 3
+    masks = [name for name in results[0] if name.startswith("images/masks/")]
+    assert len(masks) == 2  # of the transparent ones
+    assert len(results[0]) == 37 + len(masks) + 1 + 3
