@@ -28,6 +28,7 @@ from torch import nn
 from benchmarks.flux import TRANSFORMER
 from stages.adapters.attach import add_lora
 from stages.contracts.params import ModelParams, Params, load_params
+from stages.encoding.encoded import Encoded, Latents, Picture
 from stages.families.architecture import Architecture, lora_modules
 from stages.families.latents import latent_shape
 from stages.families.loading import checkpoint_blocks
@@ -35,7 +36,6 @@ from stages.families.noise import keyed_normal
 from stages.families.quantisation import quantisation_config, require_hardware
 from stages.families.text import TextEmbedding
 from stages.runtime.device import DTYPES, configure_torch
-from stages.training.encoded import Encoded, Latents, Picture
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.step import take_step
 from stages.training.trainee import Trainee, make_trainee

@@ -22,10 +22,10 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from benchmarks.reference import Inputs, Reference, Settings, encode_pictures, encode_prompts
 from stages.adapters.attach import add_shaped_lora, lora_parameters
 from stages.contracts.params import TrainParams, load_params
+from stages.encoding.encoded import Encoded, Latents, Picture
 from stages.families.architecture import Architecture, lora_modules
 from stages.families.text import TextEmbedding
 from stages.training.batches import Draw, draw_sample, samples_of_step
-from stages.training.encoded import Encoded, Latents, Picture
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.noise_levels import NoiseLevels
 from stages.training.step import take_step

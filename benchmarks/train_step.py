@@ -27,12 +27,12 @@ from peft import LoraConfig
 
 from stages.adapters.attach import add_lora
 from stages.contracts.params import Params, load_params
+from stages.encoding.encoded import Encoded, Latents, Picture
 from stages.families.architecture import lora_modules, read_architecture
 from stages.families.latents import encode_pictures
 from stages.families.loading import load_text_encoders, load_transformer, load_vae
 from stages.families.noise import keyed_normal
 from stages.families.text import encode_prompts
-from stages.training.encoded import Encoded, Latents, Picture
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.step import take_step
 from stages.training.trainee import make_trainee

@@ -35,6 +35,14 @@ from stages.contracts.tables import (
     read_table,
     write_table,
 )
+from stages.encoding.encoded import (
+    INDEX,
+    Latents,
+    write_latents,
+    write_text,
+)
+from stages.encoding.pixels import read_mask, read_pixels
+from stages.encoding.views import Source, SourceView, index_table, views_of
 from stages.families.latents import encode_pictures
 from stages.families.loading import load_text_encoders, load_vae
 from stages.families.text import encode_prompts
@@ -46,14 +54,6 @@ from stages.runtime.files import sha256_file
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
 from stages.sampling.class_pictures import class_pictures, draw_class_pictures
-from stages.training.encoded import (
-    INDEX,
-    Latents,
-    write_latents,
-    write_text,
-)
-from stages.training.pixels import read_mask, read_pixels
-from stages.training.views import Source, SourceView, index_table, views_of
 
 _log = logging.getLogger(__name__)
 

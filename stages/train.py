@@ -33,16 +33,22 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
-from stages.adapters.training_adapter import TrainingAdapter
+from stages.adapters.training_adapter import TrainingAdapter, open_training_adapter
 from stages.contracts.errors import DatasetError, ParamsError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import DIAGNOSIS, HISTORY, SCORES, write_table
+from stages.encoding.encoded import Encoded, Prompt, read_encoded
 from stages.families.architecture import Architecture, read_architecture
 from stages.families.latents import encode_pictures
 from stages.families.loading import checkpoint_blocks, load_transformer
 from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
 from stages.imaging.checkpoint_sheet import MOST_ROWS, CheckpointRow, checkpoint_sheet
+from stages.judging.scoring import Painter, score_notes
+from stages.judging.selection import checkpoint_steps, require_selectable
+from stages.judging.verdict import Verdict, diagnosis_table, judge, score_table
+from stages.optimisation.optimiser import require_optimiser
+from stages.optimisation.schedule import pictures_per_step, settle_steps, total_steps
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
 from stages.runtime.files import rounded, sha256_file, write_json
@@ -50,19 +56,12 @@ from stages.runtime.fingerprint import run_fingerprint, source_hashes
 from stages.runtime.outputs import replace_folder
 from stages.sampling.generation import Job, generate, make_generator
 from stages.training.distribution import joined_processes, start_processes
-from stages.training.encoded import Encoded, Prompt, read_encoded
 from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.memory import LOADING, SCORING, explained_memory
 from stages.training.metadata import Origin, adapter_metadata
-from stages.training.optimiser import require_optimiser
-from stages.training.schedule import pictures_per_step, settle_steps, total_steps
-from stages.training.scoring import Painter, score_notes
-from stages.training.selection import checkpoint_steps, require_selectable
 from stages.training.state import Journal, clear_state
 from stages.training.targets import plan_lora
-from stages.training.training_adapter import open_training_adapter
-from stages.training.verdict import Verdict, diagnosis_table, judge, score_table
 
 _HALF_RANGE = 127.5  # 0-255 becomes -1..1
 _LAST_STEPS: Final = 50

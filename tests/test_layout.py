@@ -11,7 +11,12 @@ ROOT = Path(__file__).parents[1]
 
 BOTTOM = {"contracts"}
 FOUNDATION = BOTTOM | {"runtime"}
-SUBJECTS = {"captioning", "training", "sampling", "lens", "reporting"}
+SUBJECTS = {"captioning", "encoding", "optimisation", "sampling", "lens", "reporting"}
+BUILT_ON = {
+    "training": {"encoding", "optimisation"},
+    "judging": {"encoding", "optimisation", "training"},
+}
+"""Subject -> subjects that it is built on."""
 MAY_IMPORT = {
     "contracts": set[str](),
     "runtime": BOTTOM,
@@ -19,7 +24,8 @@ MAY_IMPORT = {
     "families": FOUNDATION,
     "adapters": FOUNDATION | {"families"},
     **{subject: FOUNDATION | {"families", "adapters"} for subject in SUBJECTS},
-    "stage": FOUNDATION | SUBJECTS | {"imaging", "families", "adapters"},
+    **{room: FOUNDATION | {"families", "adapters"} | below for room, below in BUILT_ON.items()},
+    "stage": FOUNDATION | SUBJECTS | BUILT_ON.keys() | {"imaging", "families", "adapters"},
 }
 """Folder of stages/ -> folders of stages/ that it may import, itself apart."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -22,9 +23,37 @@ from torch import nn
 from torch.nn import functional
 
 from stages.adapters.compatibility import linear_shapes, require_fit
+from stages.adapters.files import read_adapter
 from stages.adapters.module import Adapter, LoraPair
+from stages.contracts.errors import AdapterError, Problem
+from stages.contracts.params import TrainingAdapterParams
+from stages.families.hub import download
+from stages.runtime.files import sha256_file
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
+
+
+def open_training_adapter(params: TrainingAdapterParams) -> Adapter:
+    """Return the adapter that `params` name.
+
+    What it holds is decided by params.yaml alone: by the commit, or by the SHA-256 of the file.
+
+    Raises:
+        AdapterError: the file is missing, no LoRA of a FLUX transformer, or another one.
+        WeightsError: the Hub does not have it, or cannot be reached.
+    """
+    path = Path(params.file)
+    if params.repository is not None and params.revision is not None:
+        path = download(params.repository, params.revision, [params.file]) / params.file
+    adapter = read_adapter(path)
+    if params.sha256 is not None and (found := sha256_file(path)) != params.sha256:
+        problem = Problem(
+            f"train.training_adapter, {path}",
+            f"SHA-256 is {found}, expected {params.sha256}",
+            "Get the file again; if it is the one you mean, put its hash into params.yaml.",
+        )
+        raise AdapterError("The training adapter is another one", [problem])
+    return adapter
 
 
 class TrainingAdapter:

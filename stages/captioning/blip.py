@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipImageProcessorPil
 
-from stages.captioning.interface import Captioner, Picture
+from stages.captioning.interface import Captioner, one_by_one
 from stages.captioning.pretrained import Parts, load_parts, tokens_left
 from stages.captioning.rules import tidy
 from stages.contracts.params import CaptionParams
@@ -31,14 +30,7 @@ def load_blip(params: CaptionParams, folder: Path, device: torch.device) -> Capt
         device=device,
     )
     # The decoder's first position is its start marker.
-    return partial(_write_captions, parts, tokens_left(parts, params.max_new_tokens, 1))
-
-
-def _write_captions(
-    parts: Parts, max_new_tokens: int, pictures: Iterable[Picture]
-) -> Iterator[str]:
-    for picture in pictures:
-        yield _write_caption(parts, max_new_tokens, picture.image)
+    return one_by_one(partial(_write_caption, parts, tokens_left(parts, params.max_new_tokens, 1)))
 
 
 @torch.inference_mode()

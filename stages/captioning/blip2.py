@@ -6,7 +6,6 @@ is no part of the caption.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessorPil
 
-from stages.captioning.interface import Captioner, Picture
+from stages.captioning.interface import Captioner, one_by_one
 from stages.captioning.pretrained import Parts, load_parts, refused, tokens_left
 from stages.captioning.rules import tidy
 from stages.contracts.params import CaptionParams
@@ -47,7 +46,7 @@ def load_blip2(params: CaptionParams, folder: Path, device: torch.device) -> Cap
         raise refused(folder, what, "Take a newer revision of the repository.")
     prompt = _prompt(parts, params.instruction).to(device)
     limit = tokens_left(parts, params.max_new_tokens, prompt.shape[1])
-    return partial(_write_captions, _Blip2(parts, prompt, limit))
+    return one_by_one(partial(_write_caption, _Blip2(parts, prompt, limit)))
 
 
 def _prompt(parts: Parts, instruction: str) -> torch.Tensor:
@@ -64,11 +63,6 @@ def _prompt(parts: Parts, instruction: str) -> torch.Tensor:
         images=nothing, text=instruction, return_tensors="pt"
     ).input_ids
     return prompt
-
-
-def _write_captions(blip2: _Blip2, pictures: Iterable[Picture]) -> Iterator[str]:
-    for picture in pictures:
-        yield _write_caption(blip2, picture.image)
 
 
 @torch.inference_mode()

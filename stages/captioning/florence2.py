@@ -6,7 +6,6 @@ Microsoft's original repositories need their remote code, which is not run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import (
     Florence2Processor,
 )
 
-from stages.captioning.interface import Captioner, Picture
+from stages.captioning.interface import Captioner, one_by_one
 from stages.captioning.pretrained import Parts, load_parts, refused, tokens_left
 from stages.captioning.rules import tidy
 from stages.contracts.params import CaptionParams
@@ -61,12 +60,9 @@ def load_florence2(params: CaptionParams, folder: Path, device: torch.device) ->
     processor = Florence2Processor(parts.image_processor, parts.tokenizer)
     # Two of the decoder's positions are its start and end markers.
     limit = tokens_left(parts, params.max_new_tokens, 2)
-    return partial(_write_captions, _Florence2(parts, processor, params.instruction, limit))
-
-
-def _write_captions(florence: _Florence2, pictures: Iterable[Picture]) -> Iterator[str]:
-    for picture in pictures:
-        yield _write_caption(florence, picture.image)
+    return one_by_one(
+        partial(_write_caption, _Florence2(parts, processor, params.instruction, limit))
+    )
 
 
 @torch.inference_mode()

@@ -19,3 +19,13 @@ class Picture:
 Captioner = Callable[[Iterable[Picture]], Iterator[str]]
 """From pictures to one caption each, in order, none of which depends on the others. An answer may
 be empty: what to do about it is the caller's affair."""
+
+
+def one_by_one(describe: Callable[[Image.Image], str]) -> Captioner:
+    """Return the captioner that puts each picture into words by itself, concept apart."""
+
+    def write(pictures: Iterable[Picture]) -> Iterator[str]:
+        for picture in pictures:
+            yield describe(picture.image)
+
+    return write

@@ -8,7 +8,6 @@ the marks that say which tokens are picture (transformers, qwen3_vl/processing_q
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from stages.captioning.interface import Captioner, Picture
+from stages.captioning.interface import Captioner, one_by_one
 from stages.captioning.pretrained import Parts, load_parts, refused, tokens_left
 from stages.captioning.rules import tidy
 from stages.contracts.params import CaptionParams
@@ -58,7 +57,9 @@ def load_qwen_vl(params: CaptionParams, folder: Path, device: torch.device) -> C
     if prompt.count(placeholder) != 1:
         what = f"cannot be loaded as Qwen-VL (its chat template has no place {placeholder})"
         raise refused(folder, what)
-    return partial(_write_captions, _QwenVL(parts, prompt, placeholder, params.max_new_tokens))
+    return one_by_one(
+        partial(_write_caption, _QwenVL(parts, prompt, placeholder, params.max_new_tokens))
+    )
 
 
 def _prompt(parts: Parts, folder: Path, instruction: str) -> str:
@@ -81,11 +82,6 @@ def _prompt(parts: Parts, folder: Path, instruction: str) -> str:
         )
     except (ValueError, KeyError, TypeError, TemplateError) as error:
         raise refused(folder, f"its chat template cannot be used ({error})") from error
-
-
-def _write_captions(qwen: _QwenVL, pictures: Iterable[Picture]) -> Iterator[str]:
-    for picture in pictures:
-        yield _write_caption(qwen, picture.image)
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ first, and underscores become spaces except in kaomoji.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 from PIL import Image
 
-from stages.captioning.interface import Captioner, Picture
+from stages.captioning.interface import Captioner, one_by_one
 from stages.captioning.pretrained import SUMMARY, refused
 from stages.contracts.errors import Problem, WeightsError
 from stages.contracts.params import CaptionParams
@@ -61,7 +60,7 @@ def load_wd14(params: CaptionParams, folder: Path, device: torch.device) -> Capt
     thresholds[categories == _GENERAL] = params.tag_threshold
     thresholds[categories == _CHARACTER] = params.character_threshold
     tagger = _Tagger(session, session.get_inputs()[0].name, side_px, names, thresholds)
-    return partial(_write_captions, tagger)
+    return one_by_one(partial(_write_caption, tagger))
 
 
 def _check_folder(folder: Path) -> None:
@@ -122,11 +121,6 @@ def _side_px(folder: Path, session: onnxruntime.InferenceSession, tags: int) -> 
 
 def _words(tag: str) -> str:
     return tag if len(tag) < _SHORTEST_WITH_LETTERS else tag.replace("_", " ")
-
-
-def _write_captions(tagger: _Tagger, pictures: Iterable[Picture]) -> Iterator[str]:
-    for picture in pictures:
-        yield _write_caption(tagger, picture.image)
 
 
 def _write_caption(tagger: _Tagger, image: Image.Image) -> str:

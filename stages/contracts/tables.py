@@ -234,7 +234,7 @@ SCORES: Final = _table(
     ("step",),
     {
         # One row per kept checkpoint and one of the base model, step 0. Empty: not measured.
-        # Losses as in HISTORY; the rest is explained in stages/training/scoring.py.
+        # Losses as in HISTORY; the rest is explained in stages/judging/scoring.py.
         "step": _count(0),
         "validation_loss": _real(0.0, nullable=True),
         "probe_loss": _real(0.0, nullable=True),

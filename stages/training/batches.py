@@ -19,11 +19,11 @@ from typing import Final
 import torch
 
 from stages.contracts.params import TrainParams
+from stages.encoding.encoded import Encoded, Latents, Picture
 from stages.families.noise import keyed_generator, keyed_normal, keyed_uniform
 from stages.families.text import TextEmbedding
-from stages.training.encoded import Encoded, Latents, Picture
+from stages.optimisation.schedule import pictures_per_step
 from stages.training.noise_levels import NoiseLevels, draw_sigma
-from stages.training.schedule import pictures_per_step
 
 _EVEN: Final = 0.5
 _TOKEN_PIXELS: Final = 4  # a token is a 2x2 patch of latent pixels

@@ -23,15 +23,15 @@ from PIL import Image
 from stages.adapters.attach import extract_adapter
 from stages.adapters.files import write_adapter
 from stages.contracts.params import ModelParams, TrainParams
+from stages.encoding.encoded import Encoded
+from stages.optimisation.optimiser import evaluation_weights
+from stages.optimisation.schedule import total_steps
 from stages.runtime.device import resident_bytes
 from stages.runtime.files import sha256_file
 from stages.runtime.progress import in_gigabytes, track
 from stages.training.distribution import agreed, leader_first, world
-from stages.training.encoded import Encoded
 from stages.training.interruption import held_interruption
 from stages.training.memory import LOADING, explained_memory
-from stages.training.optimiser import evaluation_weights
-from stages.training.schedule import total_steps
 from stages.training.state import Journal, Row, load_newest, save_state, write_whole
 from stages.training.step import take_step
 from stages.training.trainee import Trainee, make_trainee, restore_trainee, trainee_contents

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.contracts.params import ModelParams, TrainParams
+from stages.encoding.encoded import Encoded, Picture
 from stages.families.architecture import Architecture
+from stages.optimisation.schedule import pictures_per_step
 from stages.runtime.fingerprint import package_versions
-from stages.training.encoded import Encoded, Picture
-from stages.training.schedule import pictures_per_step
 
 _MODELSPEC_VERSION = "1.0.1"
 _IMPLEMENTATION = "https://github.com/black-forest-labs/flux"

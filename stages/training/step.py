@@ -12,15 +12,15 @@ from torch import nn
 
 from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
+from stages.encoding.encoded import Encoded
+from stages.optimisation.optimiser import set_learning_rate
+from stages.optimisation.schedule import learning_rate, pictures_per_step
 from stages.training.batches import Draw, Sample, draw_step, picture_of, step_samples
 from stages.training.distribution import add_gradients, gathered, total, world
-from stages.training.encoded import Encoded
 from stages.training.lora_forward import rank_dropout, rank_factors, total_rank
 from stages.training.noise_levels import loss_weights
 from stages.training.objective import Batch, assemble, flow_losses
-from stages.training.optimiser import set_learning_rate
 from stages.training.preservation import preservation_losses
-from stages.training.schedule import learning_rate, pictures_per_step
 from stages.training.trainee import Trainee
 
 _REMEDY = (

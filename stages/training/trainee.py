@@ -12,11 +12,11 @@ from torch import nn
 
 from stages.adapters.attach import lora_parameters
 from stages.contracts.params import TrainParams
-from stages.training.average import Average
-from stages.training.optimiser import build_optimiser
-from stages.training.optimiser_state import OptimiserState, optimiser_state, restore_optimiser
+from stages.optimisation.average import Average
+from stages.optimisation.optimiser import build_optimiser
+from stages.optimisation.optimiser_state import OptimiserState, optimiser_state, restore_optimiser
+from stages.optimisation.parameter_values import put_weights
 from stages.training.state import Contents
-from stages.training.weights import put_weights
 
 _ADAPTER: Final = "adapter."
 _AVERAGE: Final = "average."

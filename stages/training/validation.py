@@ -23,9 +23,9 @@ from diffusers import FluxTransformer2DModel
 
 from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
+from stages.encoding.encoded import Encoded, Picture
 from stages.families.noise import keyed_normal
 from stages.training.batches import Draw, token_weights
-from stages.training.encoded import Encoded, Picture
 from stages.training.objective import assemble, flow_losses
 
 BANDS: Final = {"low": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "high": (2 / 3, 1.0)}

@@ -15,12 +15,12 @@ from stages.caption import caption
 from stages.contracts.params import Params, load_params
 from stages.contracts.tables import HISTORY, read_table
 from stages.encode import encode
+from stages.encoding.encoded import read_encoded
 from stages.families.weights import Manifest, WeightFile, write_manifest
 from stages.prepare import prepare
 from stages.runtime.files import sha256_file
 from stages.train import train
 from stages.training.batches import picture_of, step_samples
-from stages.training.encoded import read_encoded
 from tests.imaging.drawings import scenery
 
 ROOT = Path(__file__).parents[2]

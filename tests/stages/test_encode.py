@@ -15,9 +15,9 @@ from stages.contracts.errors import DatasetError
 from stages.contracts.params import EncodeParams, ModelParams, PromptsParams, SamplingParams
 from stages.contracts.tables import CAPTIONS, ENCODED, MANIFEST, read_table, write_table
 from stages.encode import encode
+from stages.encoding.encoded import Encoded, read_encoded
 from stages.families.loading import load_vae
 from stages.runtime.files import sha256_file
-from stages.training.encoded import Encoded, read_encoded
 
 PARAMS = EncodeParams(
     sizes_px=[64],

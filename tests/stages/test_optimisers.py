@@ -12,14 +12,14 @@ from stages.adapters.attach import add_shaped_lora
 from stages.caption import caption
 from stages.contracts.params import Params, load_params
 from stages.encode import encode
+from stages.encoding.encoded import Encoded, read_encoded
 from stages.families.architecture import read_architecture
 from stages.families.loading import load_transformer
 from stages.prepare import prepare
-from stages.training.encoded import Encoded, read_encoded
 from stages.training.loop import Run, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.targets import plan_lora
-from tests.training.test_optimiser import ON_CPU
+from tests.optimisation.test_optimiser import ON_CPU
 
 pytestmark = pytest.mark.slow
 

@@ -33,11 +33,11 @@ from stages.contracts.tables import (
     read_table,
     write_table,
 )
+from stages.encoding.encoded import INDEX, Latents, write_latents, write_text
 from stages.families.weights import Manifest, WeightFile, write_manifest
+from stages.optimisation import schedule
 from stages.runtime.files import sha256_file
 from stages.train import train
-from stages.training import schedule
-from stages.training.encoded import INDEX, Latents, write_latents, write_text
 from tests.training.conftest import make_picture, make_text
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ from diffusers import FluxTransformer2DModel
 
 from stages.adapters.attach import add_shaped_lora
 from stages.contracts.params import ModelParams, TrainParams, load_params
+from stages.encoding.encoded import Encoded, Latents, Picture, Prompt
 from stages.families.architecture import Architecture
 from stages.families.noise import keyed_normal
 from stages.families.text import TextEmbedding
-from stages.training.encoded import Encoded, Latents, Picture, Prompt
 from stages.training.loop import Run
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.targets import plan_lora

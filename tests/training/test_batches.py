@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stages.encoding.encoded import Latents, Picture, View
 from stages.families.noise import keyed_generator
 from stages.training.batches import (
     Draw,
@@ -18,7 +19,6 @@ from stages.training.batches import (
     samples_of_step,
     token_weights,
 )
-from stages.training.encoded import Latents, Picture, View
 from stages.training.noise_levels import NoiseLevels
 from tests.training.conftest import make_picture, make_text
 

@@ -20,16 +20,16 @@ from PIL import Image, ImageOps
 
 from stages.contracts.params import ModelParams, TrainParams, load_params
 from stages.contracts.tables import DIAGNOSIS, ENCODED, SCORES, read_table, write_table
+from stages.encoding.encoded import INDEX, Encoded, Latents, Picture, write_latents, write_text
 from stages.families.latents import encode_pictures
 from stages.families.loading import load_text_encoders, load_vae
 from stages.families.noise import keyed_normal
 from stages.families.text import encode_prompts
+from stages.judging.diagnosis import NOTHING_WRONG, Evidence, Finding, diagnose
+from stages.judging.scoring import Score
+from stages.judging.uses import uses_of_step
 from stages.train import train
-from stages.training.diagnosis import NOTHING_WRONG, Evidence, Finding, diagnose
-from stages.training.encoded import INDEX, Encoded, Latents, Picture, write_latents, write_text
 from stages.training.loop import Run, train_adapter
-from stages.training.scoring import Score
-from stages.training.uses import uses_of_step
 from tests.training.conftest import LATENT_SHAPE, attach, make_picture
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import torch
 from stages.adapters.attach import lora_parameters
 from stages.adapters.files import read_adapter
 from stages.contracts.errors import TrainingError
-from stages.training.encoded import Encoded
+from stages.encoding.encoded import Encoded
 from stages.training.loop import Pictures, Run, average_name, checkpoint_name, train_adapter
 from stages.training.state import Journal
 from stages.training.validation import measure

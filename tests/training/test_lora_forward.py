@@ -10,8 +10,8 @@ from diffusers import FluxTransformer2DModel
 
 from stages.adapters.attach import detach, extract_adapter, lora_parameters
 from stages.contracts.params import TrainParams
+from stages.encoding.encoded import Encoded
 from stages.training.batches import draw_sample
-from stages.training.encoded import Encoded
 from stages.training.lora_forward import (
     rank_dropout,
     rank_factors,

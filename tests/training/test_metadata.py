@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from stages.contracts.params import BlockSetting, ModelParams, TrainParams
+from stages.encoding.encoded import Encoded
 from stages.families.architecture import Architecture
-from stages.training.encoded import Encoded
 from stages.training.metadata import (
     Origin,
     adapter_metadata,

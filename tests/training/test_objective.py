@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from diffusers import FluxTransformer2DModel
 
+from stages.encoding.encoded import Encoded
 from stages.families.flow import predict_velocity
 from stages.families.latents import pack
 from stages.training.batches import Draw, draw_sample
-from stages.training.encoded import Encoded
 from stages.training.noise_levels import NoiseLevels
 from stages.training.objective import assemble, flow_losses
 

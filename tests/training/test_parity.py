@@ -21,7 +21,7 @@ from benchmarks.parity import (
     parse_table,
 )
 from stages.contracts.params import TrainParams
-from stages.training.encoded import Encoded
+from stages.encoding.encoded import Encoded
 from stages.training.objective import flow_losses
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stages.adapters.attach import lora_parameters
+from stages.encoding.encoded import Encoded
 from stages.families.flow import predict_velocity
 from stages.training.batches import draw_step, step_samples
-from stages.training.encoded import Encoded
 from stages.training.loop import Run, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.objective import Batch, assemble

@@ -17,7 +17,7 @@ from stages.adapters.attach import lora_parameters
 from stages.training import loop
 from stages.training.loop import Pictures, Run, train_adapter
 from stages.training.state import Journal
-from tests.training.test_optimiser import ON_CPU
+from tests.optimisation.test_optimiser import ON_CPU
 
 MakeRun = Callable[..., Run]
 STEPS = 6

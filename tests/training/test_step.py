@@ -11,9 +11,9 @@ from diffusers import FluxTransformer2DModel
 
 from stages.contracts.errors import TrainingError
 from stages.contracts.params import TrainParams
+from stages.encoding.encoded import Encoded, Latents
 from stages.families.noise import keyed_normal
 from stages.training import step as step_module
-from stages.training.encoded import Encoded, Latents
 from stages.training.loop import Run
 from stages.training.objective import Batch
 from stages.training.step import take_step

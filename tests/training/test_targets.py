@@ -20,9 +20,9 @@ from stages.adapters.attach import (
 from stages.adapters.module import Adapter
 from stages.contracts.errors import ParamsError
 from stages.contracts.params import BlockSetting, TrainParams
+from stages.encoding.encoded import Encoded
 from stages.families.architecture import Architecture, block_of, shared_down
 from stages.families.noise import keyed_normal
-from stages.training.encoded import Encoded
 from stages.training.loop import Run, checkpoint_name, train_adapter
 from stages.training.objective import assemble, flow_losses
 from stages.training.targets import plan_lora

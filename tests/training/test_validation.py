@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 
 from stages.contracts.errors import TrainingError
 from stages.contracts.params import TrainParams
-from stages.training.encoded import Encoded, Latents, Picture
+from stages.encoding.encoded import Encoded, Latents, Picture
 from stages.training.validation import (
     measure,
     probe_pictures,

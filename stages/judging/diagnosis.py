@@ -16,10 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from stages.training.scoring import COPY_RATIO, Score
-from stages.training.spikes import find_spikes
+from stages.judging.scoring import COPY_RATIO, Score
+from stages.judging.spikes import find_spikes
+from stages.judging.uses import Use
 from stages.training.state import Row
-from stages.training.uses import Use
 
 NOTHING_WRONG: Final = "nothing wrong"
 

@@ -11,9 +11,9 @@ from typing import Final
 import pandas as pd
 
 from stages.contracts.params import EncodeParams, ModelParams
+from stages.encoding.captions import sided_words, without_trigger
+from stages.encoding.encoded import file_name, prompt_name
 from stages.families.weights import Manifest
-from stages.training.captions import sided_words, without_trigger
-from stages.training.encoded import file_name, prompt_name
 
 _PICTURE_PARTS: Final = ("vae",)
 _TEXT_PARTS: Final = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")

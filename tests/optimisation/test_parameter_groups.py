@@ -12,9 +12,9 @@ from stages.adapters.keys import parse_key
 from stages.contracts.blocks import BlockId
 from stages.contracts.params import BlockSetting, TrainParams
 from stages.families.architecture import block_of
+from stages.optimisation.optimiser import build_optimiser, set_learning_rate
+from stages.optimisation.parameter_groups import FACTOR, parameter_groups, rate_factor
 from stages.training.loop import Run
-from stages.training.optimiser import build_optimiser, set_learning_rate
-from stages.training.parameter_groups import FACTOR, parameter_groups, rate_factor
 from stages.training.step import take_step
 from stages.training.trainee import make_trainee
 

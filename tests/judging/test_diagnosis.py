@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.training.diagnosis import NOTHING_WRONG, Evidence, Finding, diagnose
-from stages.training.scoring import Score
+from stages.judging.diagnosis import NOTHING_WRONG, Evidence, Finding, diagnose
+from stages.judging.scoring import Score
+from stages.judging.uses import Use
 from stages.training.state import Row
-from stages.training.uses import Use
 
 SOUND = Score(100, 900.0, 90.0, 0.1, 0.9, 40.0, 1.1, collapsed=False)
 FALLING = [1.0 - 0.4 * (1 - np.exp(-step / 25)) for step in range(0, 101, 10)]

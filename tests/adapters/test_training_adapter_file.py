@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from stages.adapters.files import write_adapter
 from stages.adapters.module import Adapter, LoraPair
+from stages.adapters.training_adapter import open_training_adapter
 from stages.contracts.errors import AdapterError
 from stages.contracts.params import TrainingAdapterParams
 from stages.runtime.files import sha256_file
-from stages.training.training_adapter import open_training_adapter
 
 MODULE = "transformer_blocks.0.attn.to_q"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -71,7 +71,7 @@ def test_a_repository_in_the_cache_is_used(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the cache holds for the commit is the file; its hash is checked too where given."""
-    monkeypatch.setattr("stages.training.training_adapter.download", lambda *_: tmp_path)
+    monkeypatch.setattr("stages.adapters.training_adapter.download", lambda *_: tmp_path)
     pinned = params(file.name, repository="blocklens/helper", revision=COMMIT)
     assert list(open_training_adapter(pinned).modules) == [MODULE]
     with pytest.raises(AdapterError, match="is another one"):

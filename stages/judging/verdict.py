@@ -16,11 +16,9 @@ import pandas as pd
 import PIL.Image
 
 from stages.adapters.files import read_adapter
-from stages.runtime.files import rounded
-from stages.training.diagnosis import Evidence, Finding, diagnose
-from stages.training.encoded import Encoded
-from stages.training.loop import Run, checkpoint_name, sample_name
-from stages.training.scoring import (
+from stages.encoding.encoded import Encoded
+from stages.judging.diagnosis import Evidence, Finding, diagnose
+from stages.judging.scoring import (
     Drawn,
     Image,
     Painter,
@@ -29,9 +27,11 @@ from stages.training.scoring import (
     put_adapter,
     score_pictures,
 )
-from stages.training.selection import Choice, choose_checkpoint
+from stages.judging.selection import Choice, choose_checkpoint
+from stages.judging.uses import uses_of_step
+from stages.runtime.files import rounded
+from stages.training.loop import Run, checkpoint_name, sample_name
 from stages.training.state import Journal
-from stages.training.uses import uses_of_step
 
 
 @dataclass(frozen=True)

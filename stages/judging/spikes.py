@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from stages.training.uses import Use
+from stages.judging.uses import Use
 
 Series = npt.NDArray[np.float64]
 

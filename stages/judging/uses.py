@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from stages.contracts.params import TrainParams
+from stages.encoding.encoded import Encoded
 from stages.training.batches import draw_step, picture_of, step_samples
-from stages.training.encoded import Encoded
 from stages.training.noise_levels import loss_weights
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from stages.contracts.errors import HardwareError
 from stages.contracts.params import TrainParams
 from stages.families.noise import keyed_normal
-from stages.training.optimiser import (
+from stages.optimisation.optimiser import (
     build_optimiser,
     evaluation_weights,
     require_optimiser,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from stages.training.weights import put_weights, weights_kept
+from stages.optimisation.parameter_values import put_weights, weights_kept
 
 
 class Average:

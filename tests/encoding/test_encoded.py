@@ -10,8 +10,7 @@ import torch
 
 from stages.contracts.errors import DatasetError
 from stages.contracts.tables import ENCODED, read_table, write_table
-from stages.families.weights import Manifest, WeightFile
-from stages.training.encoded import (
+from stages.encoding.encoded import (
     INDEX,
     Latents,
     View,
@@ -21,6 +20,7 @@ from stages.training.encoded import (
     write_latents,
     write_text,
 )
+from stages.families.weights import Manifest, WeightFile
 from tests.training.conftest import make_picture, make_text
 
 MANIFEST = Manifest(

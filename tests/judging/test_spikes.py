@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.training.spikes import find_spikes
-from stages.training.uses import Use
+from stages.judging.spikes import find_spikes
+from stages.judging.uses import Use
 
 NAMES = [f"picture-{number}" for number in range(10)]
 

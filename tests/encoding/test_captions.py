@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.training.captions import sided_words, without_trigger
+from stages.encoding.captions import sided_words, without_trigger
 
 
 @pytest.mark.parametrize(

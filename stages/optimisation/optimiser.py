@@ -16,8 +16,8 @@ from torch import nn
 
 from stages.contracts.errors import HardwareError, Problem
 from stages.contracts.params import TrainParams
-from stages.training.parameter_groups import parameter_groups, set_group_rates
-from stages.training.weights import weights_kept
+from stages.optimisation.parameter_groups import parameter_groups, set_group_rates
+from stages.optimisation.parameter_values import weights_kept
 
 _EIGHT_BIT_REMEDY = "Or choose adamw (the same rule, larger) or adafactor (smaller still)."
 _Groups = Sequence[dict[str, Any]]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stages.families.noise import keyed_normal
-from stages.training.average import Average
+from stages.optimisation.average import Average
 
 
 def weights_of(step: int) -> torch.Tensor:

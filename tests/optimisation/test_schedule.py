@@ -7,7 +7,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from stages.contracts.params import TrainParams
-from stages.training.schedule import learning_rate, settle_steps, total_steps
+from stages.optimisation.schedule import learning_rate, settle_steps, total_steps
 
 DIFFUSERS_NAMES = {
     "constant": "constant_with_warmup",

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stages.contracts.params import TrainParams
-from stages.training.optimiser import build_optimiser, set_learning_rate
-from stages.training.optimiser_state import OptimiserState, optimiser_state, restore_optimiser
-from tests.training.test_optimiser import ON_CPU, matrices, named, take_steps
+from stages.optimisation.optimiser import build_optimiser, set_learning_rate
+from stages.optimisation.optimiser_state import OptimiserState, optimiser_state, restore_optimiser
+from tests.optimisation.test_optimiser import ON_CPU, matrices, named, take_steps
 
 
 def through_a_file(state: OptimiserState) -> OptimiserState:

@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 from stages.adapters.attach import extract_adapter, lora_parameters
 from stages.contracts.params import TrainParams
 from stages.families.noise import keyed_normal
-from stages.training.scoring import (
+from stages.judging.scoring import (
     COPY_RATIO,
     Drawn,
     TrainingSet,

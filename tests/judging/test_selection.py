@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stages.contracts.errors import ParamsError
-from stages.training.selection import checkpoint_steps, choose_checkpoint, require_selectable
+from stages.judging.selection import checkpoint_steps, choose_checkpoint, require_selectable
 from stages.training.state import Journal, Row
 
 

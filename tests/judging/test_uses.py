@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stages.contracts.params import TrainParams
+from stages.encoding.encoded import Encoded
+from stages.judging.uses import uses_of_step
 from stages.training.batches import draw_step, picture_of, step_samples
-from stages.training.encoded import Encoded
-from stages.training.uses import uses_of_step
 
 
 def test_uses_are_the_steps_own_draws(encoded: Encoded, params: TrainParams) -> None:
