@@ -23,11 +23,12 @@ from stages.contracts.params.lens import (
     SlimParams,
     SplitParams,
 )
+from stages.contracts.params.review import ReviewParams
 from stages.contracts.params.shared import ModelParams, PromptsParams, SamplingParams
 from stages.contracts.params.training import TrainParams
 
-SHARED_SECTIONS: Final = ("model", "sampling", "prompts")
-"""Sections that belong to no single stage."""
+SHARED_SECTIONS: Final = ("model", "sampling", "prompts", "review")
+"""Sections that belong to no single stage; `review` to none at all, but to flows/review/."""
 
 
 class Params(Section):
@@ -47,6 +48,7 @@ class Params(Section):
     evaluate: EvaluateParams
     slim: SlimParams
     report: ReportParams
+    review: ReviewParams
 
     @rule
     def _offload_recomputes(self) -> None:
