@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.blocks import BASE
-from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma, Text
+from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma, Text, rule
+from stages.contracts.params.idle import Use, require_effect
 
 Mode = Literal["only", "without"]
 Strength = Annotated[float, Field(ge=0.0, le=1.5)]
@@ -63,8 +64,8 @@ class RenderParams(Section):
         "after that. For GPUs; not with int8, fp8 or offload (docs/hardware.md)."
     )
 
-    @model_validator(mode="after")
-    def _nothing_is_named_twice(self) -> Self:
+    @rule
+    def _nothing_is_named_twice(self) -> None:
         if len(set(self.strengths)) < len(self.strengths):
             raise ValueError(f"strengths names one twice: {self.strengths}")
         if odd := [value for value in self.strengths if round(value, 3) != value]:
@@ -77,7 +78,6 @@ class RenderParams(Section):
         ]
         if twice:
             raise ValueError(f"subsets give a block two strengths: {', '.join(twice)}")
-        return self
 
 
 class AttributeParams(Section):
@@ -128,6 +128,11 @@ class SlimParams(Section):
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
     resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
     seed: Seed = Field(description="Seed of the bootstrap.")
+
+    @rule
+    def _candidates_have_an_effect(self) -> None:
+        use = Use("slim.candidates", self.candidates, self.chooser == "greedy", "chooser: greedy")
+        require_effect([use], within="slim")
 
 
 class ReportParams(Section):
