@@ -196,6 +196,8 @@ ENCODED: Final = _table(
         # A picture of what the LoRA must leave alone: the person's, or the base model's own.
         "regularisation": pa.Column(bool),
         "caption": _text(),
+        # The word that stage caption put first; empty for regularisation pictures and prompts.
+        "trigger": _text(r"\S*"),
         "latents_file": _text(),
         # The mirrored picture's latents, where there are any.
         "mirrored_file": _text(r"(?:.+\.safetensors)?"),
