@@ -93,6 +93,7 @@ def write_encoded(folder: Path, *, channels: int = 8, broken: str = "") -> Path:
             "repeats": 1,
             "regularisation": False,
             "caption": caption,
+            "trigger": "tok" if kind == "image" else "",
             "latents_file": f"latents-{name}.safetensors" if kind == "image" else "",
             "mirrored_file": "",
             "text_file": f"text-{name}.safetensors",
@@ -286,7 +287,7 @@ def test_more_checkpoints_than_the_sheet_holds_are_refused(
     weights: Path, encoded: Path, tmp_path: Path
 ) -> None:
     """Each has two rows where an average is kept."""
-    many: dict[str, Any] = {"steps": 125, "checkpoint_every": 1}
+    many: dict[str, Any] = {"steps": 125, "checkpoint_every": 1, "validation_every": 1}
     with pytest.raises(ParamsError, match="gives 125 checkpoints; the sheet has room for 124"):
         run(weights, encoded, tmp_path / "out", ema_decay=0.9, **many)
 
