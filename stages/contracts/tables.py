@@ -482,6 +482,9 @@ def read_table(table: Table, path: Path) -> pd.DataFrame:
         ValueError,
     ) as error:
         raise TableError(f"{path} is not the table {table.name}: {error}") from error
+    if frame.empty:  # pandas has read no number from which to tell the type of a column
+        there = {name: column.dtype.type for name, column in columns.items() if name in frame}
+        frame = frame.astype(there)
     _check(table, frame, path)
     return frame
 
