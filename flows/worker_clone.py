@@ -25,8 +25,8 @@ def update_clone(source: str, clone: str, revision: str = "HEAD") -> dict[str, s
     """Bring `clone` to the commit that `revision` names in `source`; return its directory.
 
     It is made where it is missing. Changes that an earlier run left in tracked files are undone,
-    outputs are those of that commit as far as the cache has them; resumable state stays. This is a pull step of prefect.yaml, run
-    before the flow.
+    outputs are those of that commit as far as the cache has them; resumable state stays. This is a
+    pull step of prefect.yaml, run before the flow.
 
     Raises:
         CloneError: git fails, or `clone` is something else than a clone of `source`.
