@@ -19,7 +19,7 @@ from diffusers import FluxTransformer2DModel
 from torch.nn import functional
 
 from stages.adapters.attach import ADAPTER_NAME, lora_layers
-from stages.adapters.module import Adapter
+from stages.adapters.module import Adapter, plain_pairs
 
 Image = npt.NDArray[np.uint8]
 
@@ -92,13 +92,14 @@ def put_adapter(transformer: FluxTransformer2DModel, adapter: Adapter | None) ->
 
     The model's own scales stay: B takes up the difference to the adapter's.
     """
+    pairs = plain_pairs(adapter) if adapter else {}
     with torch.no_grad():
         for module, layer in lora_layers(transformer).items():
             down, up = (each[ADAPTER_NAME].weight for each in (layer.lora_A, layer.lora_B))
             if adapter is None:
                 up.zero_()
                 continue
-            pair = adapter.modules[module]
+            pair = pairs[module]
             down.copy_(pair.down)
             up.copy_(pair.up * (pair.scale / layer.scaling[ADAPTER_NAME]))
 
