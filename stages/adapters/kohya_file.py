@@ -19,7 +19,7 @@ from stages.adapters.files import fold_scales, network_fields, unchanged_tensors
 from stages.adapters.formats.layers import Layer, original_layer
 from stages.adapters.module import Adapter
 from stages.adapters.pair import LoraPair
-from stages.runtime.tensors import write_safetensors
+from stages.runtime.tensors import data_sha256, write_safetensors
 
 _PREFIX: Final = "lora_unet_"
 _MLP_RATIO: Final = 4  # diffusers, FluxSingleTransformerBlock: proj_mlp is 4 times as wide
@@ -47,7 +47,13 @@ def write_kohya(path: Path, adapter: Adapter) -> None:
         tensors[f"{name}.alpha"] = torch.tensor(float(pair.rank))
         fused[name] = pair
     module = {"ss_network_module": "networks.lora_flux"}
-    header = {**adapter.metadata, **module, **network_fields(fused), "format": "pt"}
+    header = {
+        **adapter.metadata,
+        **module,
+        **network_fields(fused),
+        "format": "pt",
+        "modelspec.hash_sha256": f"0x{data_sha256(tensors)}",
+    }
     write_safetensors(path, tensors, header)
 
 
