@@ -95,9 +95,10 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """Tensors as a program writes them, and Delta W by module of ours."""
+    """Tensors as a program writes them, modules of ours that they change, and Delta W of each."""
 
     tensors: dict[str, torch.Tensor]
+    modules: frozenset[str]
     deltas: dict[str, torch.Tensor]
 
 
@@ -119,9 +120,16 @@ def layers_of(kind: str, shapes: Shapes) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def write_foreign(format_: Format, case: str, shapes: Shapes, rank: int = 2) -> ForeignFile:
-    """Return a file of one of the four cases with effect in every layer."""
-    tensors, deltas = {}, {}
+def write_foreign(
+    format_: Format, case: str, shapes: Shapes, rank: int = 2, dense: bool = True
+) -> ForeignFile:
+    """Return a file of one of the four cases with effect in every layer.
+
+    `dense` forms Delta W: at FLUX.1's shape that would be 48 GB.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    deltas: dict[str, torch.Tensor] = {}
+    changed: set[str] = set()
     for number, (layer, modules) in enumerate(layers_of(format_.layers, shapes).items()):
         if not CASES[case](block_of(modules[0])):
             continue
@@ -134,8 +142,11 @@ def write_foreign(format_: Format, case: str, shapes: Shapes, rank: int = 2) -> 
         tensors[f"{name}.{format_.ends[1]}"] = up
         if format_.alpha:
             tensors[f"{name}.alpha"] = torch.tensor(alpha)
+        changed |= set(modules)
+        if not dense:
+            continue
         whole = alpha / rank * (up @ down)
         if layer.startswith("final_layer.adaLN"):
             whole = swap_scale_shift(whole)
         deltas |= dict(zip(modules, whole.split(rows), strict=True))
-    return ForeignFile(tensors, deltas)
+    return ForeignFile(tensors, frozenset(changed), deltas)

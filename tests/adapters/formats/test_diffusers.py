@@ -65,13 +65,22 @@ def test_a_file_of_flux_1_is_to_us_what_it_is_to_diffusers(
     name: str, flux_1: Shapes, tmp_path: Path
 ) -> None:
     """Rank 1 at the real shape, through diffusers' own three converters."""
-    # Without layers outside the blocks: diffusers drops the alphas of the final one.
+    # Without most layers outside the blocks: diffusers drops the alphas of the final one of a kohya
+    # file, and in PEFT's it knows `final_layer.linear` alone.
     case = "two blocks" if FORMATS[name].alpha else "full"
-    foreign = write_foreign(FORMATS[name], case, flux_1, 1)
+    foreign = write_foreign(FORMATS[name], case, flux_1, 1, dense=False)
     path = tmp_path / "a.safetensors"
-    safetensors.torch.save_file(foreign.tensors, path)
+    known = {
+        key: tensor
+        for key, tensor in foreign.tensors.items()
+        if "_in." not in key and "adaLN" not in key
+    }
+    safetensors.torch.save_file(known, path)
     read = read_adapter(path)
-    assert read.modules.keys() == foreign.deltas.keys()
+    assert (
+        len(read.modules)
+        == {"kohya sd-scripts": 20, "XLabs": 304, "PEFT, original names": 495}[name]
+    )
     require_fit(read, flux_1)
     theirs = FluxPipeline.lora_state_dict(str(path))
     compare(read, theirs, set(read.modules))
@@ -85,7 +94,7 @@ def test_diffusers_reads_our_kohya_file_at_flux_1s_shape(
     name = "kohya sd-scripts" if fused else "diffusers, ai-toolkit"
     format_ = FORMATS[name]
     plain = Format(format_.prefix, format_.layers, format_.flat, format_.ends, alpha=False)
-    foreign = write_foreign(plain, "full", flux_1, 1)
+    foreign = write_foreign(plain, "full", flux_1, 1, dense=False)
     safetensors.torch.save_file(foreign.tensors, tmp_path / "a.safetensors")
     source = read_adapter(tmp_path / "a.safetensors")
     path = tmp_path / "b.safetensors"
@@ -100,7 +109,7 @@ def test_another_width_is_refused_with_every_layer(
     flux_1: Shapes, shapes: Shapes, tmp_path: Path
 ) -> None:
     """A LoRA of FLUX.1 on a smaller model: shapes and block counts in one message."""
-    foreign = write_foreign(FORMATS["Black Forest Labs"], "full", flux_1, 1)
+    foreign = write_foreign(FORMATS["Black Forest Labs"], "full", flux_1, 1, dense=False)
     safetensors.torch.save_file(foreign.tensors, tmp_path / "a.safetensors")
     with pytest.raises(AdapterError) as caught:
         require_fit(read_adapter(tmp_path / "a.safetensors"), shapes)

@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model_state_dict
 from peft import inject_adapter_in_model as inject
 
-from stages.adapters.attach import attach_adapter, detach
+from stages.adapters.attach import attach_adapter, detach, lora_layers
 from stages.adapters.dora import DoraPair
 from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.kohya_file import write_kohya
@@ -287,6 +287,18 @@ def test_magnitudes_of_columns(
     weight.data *= magnitude / weight.norm(dim=0, keepdim=True)
     attach_adapter(tiny_flux, read_adapter(tmp_path / "a.safetensors"))
     torch.testing.assert_close(velocity(tiny_flux), velocity(other), rtol=1e-4, atol=1e-4)
+
+
+def test_dora_on_quantised_weights_is_refused(
+    tiny_flux: FluxTransformer2DModel, tmp_path: Path
+) -> None:
+    """Its magnitudes are made for the weights that were trained on; the model stays as it was."""
+    path, _ = write_peft(tmp_path, "DoRA", tiny_flux)
+    layer = tiny_flux.get_submodule("transformer_blocks.1.attn.to_q")
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(AdapterError, match=r"transformer_blocks\.1\.attn\.to_q.*quantised"):
+        attach_adapter(tiny_flux, read_adapter(path))
+    assert not lora_layers(tiny_flux)
 
 
 def test_magnitudes_of_a_fused_layers_columns_are_refused(tmp_path: Path) -> None:
