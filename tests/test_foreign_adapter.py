@@ -15,7 +15,7 @@ from stages.adapters.module import Adapter
 from stages.adapters.pair import LoraPair
 from stages.families.architecture import block_of
 from stages.families.noise import keyed_normal
-from tests.test_end_to_end import ROOT, clone, read_params, run, stages_run, write_params
+from tests.small_run import ROOT, clone, read_params, run, stages_run, write_params
 
 pytestmark = pytest.mark.slow
 

@@ -243,7 +243,7 @@ def test_a_layer_must_be_changed_once(tmp_path: Path) -> None:
     safetensors.torch.save_file(fused | part, tmp_path / "a.safetensors")
     with pytest.raises(AdapterError) as caught:
         read_adapter(tmp_path / "a.safetensors")
-    assert f"has keys twice: {module}.lora_A.weight" in str(caught.value)
+    assert f"has keys twice: transformer.{module}.lora_A.weight" in str(caught.value)
     assert f"changes layers twice: {module}" in str(caught.value)
 
 
