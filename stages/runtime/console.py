@@ -12,10 +12,12 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from stages.contracts.errors import BlocklensError, ParamsError
 from stages.contracts.params import Params, load_params
+from stages.runtime.machine import machine_problems
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _log = logging.getLogger("blocklens")
@@ -48,6 +50,9 @@ def run_stage(
 
     Where the first argument is one of `commands`, that is run instead.
 
+    A section may be narrowed to a value (`model.text_tokens`), as in dvc.yaml: then the stage reads
+    nothing else of it, and does not run again when the rest changes.
+
     Params that are refused go through `explain` first, if there is one.
 
     Exit code 0 on success; 1 with one message and no traceback when the input is at fault;
@@ -67,7 +72,8 @@ def run_stage(
     prepare_process()
     try:
         params = _load(arguments.pop("params"), explain)
-        function(*(getattr(params, section) for section in sections), **arguments)
+        _warn_of_what_is_to_come(params, sections)
+        function(*(attrgetter(section)(params) for section in sections), **arguments)
     except BlocklensError as error:
         _log.error("%s: %s", name, error)
         sys.exit(1)
@@ -90,6 +96,14 @@ def _run_command(stage: str, name: str, command: Command) -> None:
         _log.error("%s: %s", name, error)
         sys.exit(1)
     sys.stdout.write(f"{shown}\n")
+
+
+def _warn_of_what_is_to_come(params: Params, sections: Sequence[str]) -> None:
+    """Say what this machine cannot do, in stages that need none of it and could run for hours."""
+    if "model" in sections:  # such a stage refuses what it cannot do
+        return
+    for problem in machine_problems(params):
+        _log.warning("a later stage cannot run on this machine: %s", problem)
 
 
 def _load(path: Path, explain: Explain | None) -> Params:
