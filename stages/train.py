@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -34,7 +34,7 @@ from PIL import Image
 
 from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
 from stages.adapters.training_adapter import TrainingAdapter, open_training_adapter
-from stages.contracts.errors import DatasetError, ParamsError, Problem
+from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.contracts.tables import DIAGNOSIS, HISTORY, SCORES, write_table
 from stages.encoding.encoded import Encoded, Prompt, read_encoded
@@ -45,7 +45,7 @@ from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
 from stages.imaging.checkpoint_sheet import MOST_ROWS, CheckpointRow, checkpoint_sheet
 from stages.judging.scoring import Painter, score_notes
-from stages.judging.selection import checkpoint_steps, require_selectable
+from stages.judging.selection import require_checkpoints
 from stages.judging.verdict import Verdict, diagnosis_table, judge, score_table
 from stages.optimisation.optimiser import require_optimiser
 from stages.optimisation.schedule import pictures_per_step, settle_steps, total_steps
@@ -118,9 +118,7 @@ def _prepare(
     _require_fit(encoded, data, architecture)
     state = _state_folder({"train": params, "model": model, "sampling": sampling}, weights, encoded)
     params = settle_steps(params, len(data.training))
-    kept = checkpoint_steps(total_steps(params), params.checkpoint_every)
-    require_selectable(params.select, kept)
-    _require_sheet(kept)
+    require_checkpoints(params, MOST_ROWS - 1)  # the base model has a row in the sheet, too
     plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
     distilled: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -178,15 +176,6 @@ def _painter(
     return Painter(draws(data.samples), draws(data.plain), encoded)
 
 
-def _require_sheet(checkpoints: Collection[int]) -> None:
-    """Refuse, before training, more checkpoints than the sheet at its end has room for."""
-    most = MOST_ROWS - 1  # the base model has a row, too
-    if len(checkpoints) > most:
-        what = f"gives {len(checkpoints)} checkpoints; the sheet has room for {most}"
-        problem = Problem("train.checkpoint_every", what, "Raise it.")
-        raise ParamsError("Too many checkpoints", [problem])
-
-
 def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> None:
     channels = data.training[0].latents.mean.shape[0]
     if channels != architecture.latent_channels:
@@ -208,6 +197,9 @@ def _announce(
         for (rank, alpha), modules in counts.items()
     ]
     _log.info("LoRA of %s: %s parameters", "; ".join(kinds), f"{parameters:,}")
+    if params.phases:
+        later = [f"rank {phase.rank} for {phase.steps} steps" for phase in params.phases]
+        _log.info("phases after the first one: %s", ", ".join(later))
     steps, uses = total_steps(params), sum(picture.repeats for picture in data.training)
     own_share = 1 - params.regularisation_share if data.regularisation else 1
     _log.info(

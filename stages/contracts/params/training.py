@@ -8,9 +8,12 @@ from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.params.fields import (
+    Alpha,
     CommitHash,
     Fraction,
     Positive,
+    Rank,
+    Rate,
     Section,
     Seed,
     Sha256,
@@ -18,6 +21,7 @@ from stages.contracts.params.fields import (
     Text,
     check_pinned,
 )
+from stages.contracts.params.phases import Phases
 
 OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free-adamw"]
 SchedulerName = Literal["constant", "linear", "cosine", "cosine-restarts", "polynomial"]
@@ -30,9 +34,6 @@ def _number_or_auto(value: object) -> object:
 
 
 Steps = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
-Rank = Annotated[int, Field(ge=1, le=512)]
-Alpha = Annotated[float, Field(gt=0.0)]
-Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 def _check_pattern(text: str) -> str:
@@ -56,7 +57,8 @@ class BlockSetting(Section):
     rank: Rank = Field(description="Rank of the modules of these blocks.")
     alpha: Alpha = Field(description="Their alpha: Delta W is (alpha / rank) B A.")
     learning_rate: Rate = Field(
-        description="Their rate where the others have train.learning_rate; one schedule for both."
+        description="Their rate where the others have train.learning_rate or a phase's; one "
+        "schedule for both."
     )
 
 
@@ -98,7 +100,12 @@ class TrainParams(Section):
         description="Rank, alpha and rate of single blocks; each block in one setting at most."
     )
     steps: Steps = Field(
-        description="Optimiser steps; auto: 100 per training picture, at least 500, at most 4000."
+        description="Optimiser steps; auto: 100 per training picture, at least 500, at most 4000. "
+        "Those of phases come on top."
+    )
+    phases: Phases = Field(
+        description="Phases that follow the one which rank, alpha, steps and learning_rate "
+        "describe; each begins with the adapter of the one before."
     )
     batch: Positive = Field(description="Pictures per forward and backward pass.")
     accumulation: Positive = Field(
@@ -219,16 +226,17 @@ class TrainParams(Section):
 
     @model_validator(mode="after")
     def _prodigy_has_one_rate(self) -> Self:
+        factors = {self.learning_rate, *(phase.learning_rate for phase in self.phases)}
         rates = {setting.learning_rate for setting in self.block_settings}
-        if self.optimiser == "prodigy" and rates - {self.learning_rate}:
+        if self.optimiser == "prodigy" and rates and len(rates | factors) > 1:
             raise ValueError(
                 "optimiser prodigy finds one rate for all blocks: every learning_rate in "
-                "block_settings must be train.learning_rate"
+                "block_settings must be train.learning_rate, and so must every phase's"
             )
-        if self.optimiser == "prodigy" and self.learning_rate < LEAST_PRODIGY_RATE:
+        if self.optimiser == "prodigy" and min(factors) < LEAST_PRODIGY_RATE:
             raise ValueError(
                 "optimiser prodigy finds the rate itself and takes learning_rate as a factor: "
-                f"{self.learning_rate:g} would train next to nothing, 1.0 is usual"
+                f"{min(factors):g} would train next to nothing, 1.0 is usual"
             )
         return self
 
