@@ -18,6 +18,7 @@ from stages.contracts.params import (
     SingleFilesParams,
     load_params,
 )
+from stages.contracts.params.idle import NEUTRAL
 
 ROOT = Path(__file__).parents[2]
 Document = dict[str, Any]
@@ -242,7 +243,11 @@ def test_template_knows_its_gaps(written: Writer, template: str, expected: str) 
         ("encode", {"sizes_px": [512, 512]}, "lists a size more than once"),
         ("encode", {"class_prompts": ["a tok"]}, "encode.class_prompts contain the trigger 'tok'"),
         ("encode", {"class_prompts": ["a", "a"]}, "lists a prompt more than once"),
-        ("encode", {"trigger_class": "Tok"}, "encode.trigger_class is the trigger 'tok'"),
+        (
+            "encode",
+            {"trigger_class": "Tok", "without_trigger": True},
+            "encode.trigger_class is the trigger 'tok'",
+        ),
         ("encode", {"trigger_class": "a\nb"}, "line breaks"),
         ("train", {"output_preservation": 1.0}, "set encode.without_trigger: true"),
     ],
@@ -263,3 +268,193 @@ def test_style_may_be_mirrored(written: Writer) -> None:
         document["prepare"]["kind"] = "style"
 
     assert load_params(written(change)).encode.flip
+
+
+IDLE: dict[str, Document] = {
+    "caption": {"subject": "a robot", "tag_threshold": 0.5, "character_threshold": 0.5},
+    "encode": {"class_pictures": 30, "trigger_class": "person"},
+    "prepare": {"focus": "saliency", "fit": "pad"},
+    "slim": {"candidates": 9, "chooser": "shares"},
+    "train": {
+        "mask_floor": 0.2,
+        "min_snr_gamma": 1.0,
+        "output_preservation_share": 0.5,
+        "scheduler_cycles": 2,
+        "scheduler_power": 2.0,
+        "timestep_location": 0.5,
+        "timestep_scale": 2.0,
+    },
+}
+"""Values that nothing reads, and what keeps them from being read."""
+
+
+def test_values_without_effect_are_refused_together(written: Writer) -> None:
+    """Whoever sets a value expects it to do something; each is named with its line and way out."""
+
+    def spoil(document: Document) -> None:
+        for section, values in IDLE.items():
+            document[section].update(values)
+
+    path = written(spoil)
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    error = caught.value
+    named = {problem.where.rpartition(" ")[2]: problem for problem in error.problems}
+    switches = {"prepare.fit", "slim.chooser"}
+    expected = {f"{section}.{key}" for section, values in IDLE.items() for key in values}
+    assert named.keys() == expected - switches
+    lines = path.read_text(encoding="utf-8").splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if "scheduler_cycles" in line)
+    assert str(named["train.scheduler_cycles"]) == (
+        f"{path}:{number} train.scheduler_cycles: 2 has no effect without scheduler: "
+        "cosine-restarts. Set it to 1, or ask for scheduler: cosine-restarts."
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("caption", {"captioner": "wd14", "tag_threshold": 0.5, "character_threshold": 0.5}),
+        ("caption", {"captioner": "template", "template": "a {subject}", "subject": "b"}),
+        ("caption", {"prefix": "a photograph of", "suffix": "in daylight"}),
+        ("encode", {"class_prompts": ["a robot"], "class_pictures": 30}),
+        ("encode", {"without_trigger": True, "trigger_class": "person"}),
+        ("prepare", {"focus": "saliency"}),
+        ("slim", {"candidates": 9}),
+        ("train", {"masked_loss": True, "mask_floor": 0.2}),
+        ("train", {"loss_weighting": "min-snr", "min_snr_gamma": 1.0}),
+        ("train", {"scheduler": "cosine-restarts", "scheduler_cycles": 2}),
+        ("train", {"scheduler": "polynomial", "scheduler_power": 2.0}),
+        ("train", {"timesteps": "shifted", "timestep_location": 0.5, "timestep_scale": 2.0}),
+    ],
+)
+def test_values_with_an_effect_are_accepted(
+    written: Writer, section: str, values: Document
+) -> None:
+    """The same values where something reads them."""
+    params = load_params(written(lambda document: document[section].update(values)))
+    assert getattr(params, section).model_dump().items() >= values.items()
+
+
+def test_regularisation_needs_pictures(written: Writer) -> None:
+    """A share of samples that there are no pictures for; class prompts or a concept bring some."""
+    idle = {"regularisation_share": 0.3, "regularisation_weight": 0.5}
+    with pytest.raises(ParamsError) as caught:
+        load_params(written(lambda document: document["train"].update(idle)))
+    message = str(caught.value)
+    assert "train.regularisation_share: 0.3 has no effect without encode.class_prompts" in message
+    assert "train.regularisation_weight: 0.5 has no effect" in message
+
+    def with_prompts(document: Document) -> None:
+        document["train"].update(idle)
+        document["encode"]["class_prompts"] = ["a robot"]
+
+    def with_concept(document: Document) -> None:
+        document["train"].update(idle)
+        concept = {"folder": "robots", "repeats": 1, "regularisation": True}
+        document["prepare"]["concepts"] = [concept]
+
+    for change in (with_prompts, with_concept):
+        assert load_params(written(change)).train.regularisation_share == 0.3
+
+
+def test_warmup_that_never_ends_is_refused(written: Writer) -> None:
+    """The rate that was asked for would never be reached."""
+    change = {"warmup_steps": 300}
+    with pytest.raises(ParamsError, match=r"warmup_steps: 300 are not fewer than the 300 steps"):
+        load_params(written(lambda document: document["train"].update(change)))
+
+
+def test_all_broken_rules_of_a_section_are_named(written: Writer) -> None:
+    """The first one does not hide the others."""
+    change = {"checkpoint_every": 75, "optimiser": "prodigy", "scheduler_cycles": 2}
+    with pytest.raises(ParamsError) as caught:
+        load_params(written(lambda document: document["train"].update(change)))
+    message = str(caught.value)
+    assert "3 problems" in message
+    for part in ("must be a multiple of validation_every", "as a factor", "2 has no effect"):
+        assert part in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(written: Writer, value: float) -> None:
+    """YAML knows .nan and .inf, and a range lets infinity through."""
+
+    def spoil(document: Document) -> None:
+        document["train"]["timestep_location"] = value
+        document["train"]["gradient_clip"] = value
+        document["train"]["validation_sigmas"] = [0.5, value]
+        document["prepare"]["max_aspect"] = value
+
+    with pytest.raises(ParamsError) as caught:
+        load_params(written(spoil))
+    message = str(caught.value)
+    assert message.count("Input should be a finite number") == 4
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))])
+def test_presets_hold_the_neutral_values(path: Path) -> None:
+    """What a refused value is told to become is what every preset has, and changes nothing."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, value in NEUTRAL.items():
+        section, key = name.split(".")
+        assert document[section][key] == value, name
+
+
+def phase(**changes: object) -> Document:
+    """Return a phase that may follow the demo's first one."""
+    return {"rank": 16, "alpha": 16.0, "steps": 50, "learning_rate": 0.0005} | changes
+
+
+def test_all_that_is_wrong_with_phases_is_told_at_once(written: Writer) -> None:
+    """Within a phase and between two, each with its line, and the rest of the file with them."""
+
+    def spoil(document: Document) -> None:
+        falling, idle, long = phase(rank=4), phase(steps=0), phase(rank=3, batch=2)
+        document["train"]["phases"] = [falling, idle, long]
+        document["train"]["accumulation"] = 0
+
+    path = written(spoil)
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if "- rank: 4" in line)
+    assert "5 problems" in message
+    assert f"{path}:{number} train.phases.0.rank: below the 8 of the phase before" in message
+    assert "Stage slim is where adapters shrink, got 4." in message
+    assert "train.phases.1.steps: Input should be greater than or equal to 1, got 0." in message
+    assert "train.phases.2.rank: below the 16 of the phase before" in message
+    assert "train.phases.2.batch: unknown key. Known keys: alpha, learning_rate, rank" in message
+    assert "train.accumulation: Input should be greater than or equal to 1" in message
+
+
+@pytest.mark.parametrize("phases", [[], [phase()], [phase(rank=8), phase(rank=8), phase()]])
+def test_phases_that_fit_are_taken_as_they_are(written: Writer, phases: list[Document]) -> None:
+    """The same rank is no fall: such a phase has an optimiser, a rate and a schedule of its own."""
+    params = load_params(written(lambda document: document["train"].update(phases=phases)))
+    assert [one.model_dump() for one in params.train.phases] == phases
+
+
+PRODIGY = {"optimiser": "prodigy", "learning_rate": 1.0}
+SINGLE_BLOCKS = {"blocks": ["single"], "rank": 2, "alpha": 2.0, "learning_rate": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"phases": [phase(steps=10)]}, "warmup_steps: 10 are not fewer than the 10 steps of ph"),
+        ({"phases": {"rank": 8}}, r"train.phases: Input should be a valid list"),
+        ({**PRODIGY, "phases": [phase()]}, "0.0005 would train next to nothing"),
+        (
+            {**PRODIGY, "phases": [phase(learning_rate=0.5)], "block_settings": [SINGLE_BLOCKS]},
+            "and so must every phase's",
+        ),
+    ],
+)
+def test_phases_that_do_not_fit_the_rest_are_refused(
+    written: Writer, change: Document, expected: str
+) -> None:
+    """A warm-up begins with every phase, and Prodigy's rate is a factor in every phase."""
+    with pytest.raises(ParamsError, match=expected):
+        load_params(written(lambda document: document["train"].update(change)))

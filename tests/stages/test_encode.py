@@ -25,7 +25,7 @@ PARAMS = EncodeParams(
     without_trigger=False,
     trigger_class="",
     class_prompts=[],
-    class_pictures=2,
+    class_pictures=20,
     sample_prompts=["tok, a robot", "tok, second"],
 )
 SAMPLING = SamplingParams(size_px=128, steps=2, guidance=2.5, batch=2)

@@ -40,7 +40,7 @@ PHASES = [
     PhaseParams(rank=5, alpha=5.0, steps=2, learning_rate=0.004),
 ]
 KILLED_AROUND_A_BOUNDARY = (2, 3, 5)
-"""Phases are steps 1-2, 3-4, 5-6: at the end of one, after the first step of one, of the last one."""
+"""Phases are steps 1-2, 3-4, 5-6: at the end of one, and after the first step of the others."""
 
 PHASED_CASES = [
     (optimiser, accumulation, ema_decay)
@@ -146,6 +146,7 @@ def test_killed_around_a_boundary_ends_with_the_same_bytes(
         "ema_decay": ema_decay,
         "steps": 2,
         "phases": PHASES,
+        "warmup_steps": 1,
         "batch": 1,
         "validation_sigmas": [0.5],
         "probe_pictures": 1,

@@ -1,8 +1,9 @@
 """The typed form of params.yaml: every value, its range and one sentence on what it does.
 
-One section per stage, named like the stage, and three shared ones: `model` (how the base model
-is run), `sampling` (how a picture is made) and `prompts` (what the lens looks at). There are no
-defaults in code: a missing key is an error, and so is an unknown one.
+One section per stage, named like the stage, and shared ones: `model` (how the base model
+is run), `sampling` (how a picture is made) and `prompts` (what the lens looks at); `review` says
+what may get worse. There are no defaults in code: a missing key is an error, and so is an unknown
+one.
 """
 
 from stages.contracts.params.document import SHARED_SECTIONS, Params, load_params
@@ -24,6 +25,7 @@ from stages.contracts.params.lens import (
     SplitParams,
 )
 from stages.contracts.params.phases import PhaseParams
+from stages.contracts.params.review import ReviewParams
 from stages.contracts.params.shared import ModelParams, PromptsParams, SamplingParams
 from stages.contracts.params.training import BlockSetting, TrainingAdapterParams, TrainParams
 
@@ -43,6 +45,7 @@ __all__ = [
     "PromptsParams",
     "RenderParams",
     "ReportParams",
+    "ReviewParams",
     "SamplingParams",
     "Section",
     "SingleFilesParams",

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma, Text
+from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma, Text, rule
+from stages.contracts.params.idle import Use, require_effect
 
 
 class SplitParams(Section):
@@ -71,6 +72,11 @@ class SlimParams(Section):
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
     resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
     seed: Seed = Field(description="Seed of the bootstrap.")
+
+    @rule
+    def _candidates_have_an_effect(self) -> None:
+        use = Use("slim.candidates", self.candidates, self.chooser == "greedy", "chooser: greedy")
+        require_effect([use], within="slim")
 
 
 class ReportParams(Section):
