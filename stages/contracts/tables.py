@@ -21,6 +21,12 @@ from stages.contracts.errors import Problem, TableError
 
 FLOAT_FORMAT: Final = "%.9g"
 _HASH: Final = r"[0-9a-f]{64}"
+_NAME: Final = r"[\w-]+"
+_VARIANT: Final = (
+    rf"none|full|repeat|(?:only|without|random):{BLOCK_PATTERN}|strength:\d(?:\.\d+)?"
+    rf"|(?:only-group|without-group|subset):{_NAME}"
+)
+"""Names of variants, see stages/sampling/variants.py."""
 ACCEPTED: Final = "accepted"
 SKIPPED: Final = "skipped"
 MASKS: Final = "masks"
@@ -196,6 +202,8 @@ ENCODED: Final = _table(
         # A picture of what the LoRA must leave alone: the person's, or the base model's own.
         "regularisation": pa.Column(bool),
         "caption": _text(),
+        # The word that stage caption put first; empty for regularisation pictures and prompts.
+        "trigger": _text(r"\S*"),
         "latents_file": _text(),
         # The mirrored picture's latents, where there are any.
         "mirrored_file": _text(r"(?:.+\.safetensors)?"),
@@ -283,7 +291,7 @@ RENDERED: Final = _table(
         "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
         "text": _text(r".+"),
         "seed": _count(0),
-        "variant": _text(rf"none|full|repeat|(?:only|without):{BLOCK_PATTERN}|subset:[\w-]+"),
+        "variant": _text(_VARIANT),
         "file": _text(r".+\.png"),
     },
 )
@@ -331,7 +339,7 @@ PICTURES: Final = _table(
         # picture's reference (`full` for without:* and repeat, else `none`).
         "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
         "seed": _count(0),
-        "variant": _text(rf"none|full|repeat|(?:only|without):{BLOCK_PATTERN}|subset:[\w-]+"),
+        "variant": _text(_VARIANT),
         "mse_to_none": _real(0.0, 65025.0),
         "mse_to_full": _real(0.0, 65025.0),
         "recovery": _real(None, 1.0, nullable=True),

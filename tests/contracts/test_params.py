@@ -270,6 +270,37 @@ def test_style_may_be_mirrored(written: Writer) -> None:
     assert load_params(written(change)).encode.flip
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strengths": [0.5, 0.5]}, "strengths names one twice"),
+        ({"strengths": [0.12345]}, "more than three decimals"),
+        ({"strengths": [1.6]}, "less than or equal to 1.5"),
+        ({"groups": {"Early": ["double.0-6"]}}, "render.groups.Early"),
+        ({"groups": {"early": ["double.6-0"]}}, "runs backwards"),
+        ({"subsets": {"a": {"single.1-9": 1.0, "single.9": 0.5, "base": 1.0}}}, "two strengths"),
+        ({"subsets": {"a": {"blocks": 1.0}}}, "not a pattern of blocks"),
+    ],
+)
+def test_pictures_that_cannot_be_named_or_made_are_refused(
+    written: Writer, changes: Document, message: str
+) -> None:
+    """Each strength, band and mix of blocks is one picture with one meaning."""
+    with pytest.raises(ParamsError, match=message):
+        load_params(written(lambda document: document["render"].update(changes)))
+
+
+def test_formats_that_do_not_compile_are_not_compiled(written: Writer) -> None:
+    """docs/hardware.md: torch.compile refuses int8 and fp8."""
+
+    def spoil(document: Document) -> None:
+        document["render"]["compile"] = True
+        document["model"].update({"precision": "bfloat16", "quantisation": "fp8"})
+
+    with pytest.raises(ParamsError, match=r"render\.compile: true does not work with"):
+        load_params(written(spoil))
+
+
 IDLE: dict[str, Document] = {
     "caption": {"subject": "a robot", "tag_threshold": 0.5, "character_threshold": 0.5},
     "encode": {"class_pictures": 30, "trigger_class": "person"},

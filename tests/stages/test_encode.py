@@ -328,6 +328,8 @@ def test_captions_without_the_trigger_are_encoded_on_demand(
     index = read_table(ENCODED, tmp_path / "out" / "index.csv").set_index("name")
     assert index.loc["first", "plain_caption"] == "second, a robot"
     assert index.loc["third", "plain_text_file"] == "", "held-out pictures are not trained on"
+    assert index["trigger"].drop(["empty"]).eq("tok").sum() == len(NAMES)
+    assert encoded.trigger == "tok"
     first, (other,) = encoded.training[0], encoded.regularisation
     assert first.plain_text is not None
     assert not torch.equal(first.plain_text.tokens, first.text.tokens)

@@ -93,6 +93,7 @@ def write_encoded(folder: Path, *, channels: int = 8, broken: str = "") -> Path:
             "repeats": 1,
             "regularisation": False,
             "caption": caption,
+            "trigger": "tok" if kind == "image" else "",
             "latents_file": f"latents-{name}.safetensors" if kind == "image" else "",
             "mirrored_file": "",
             "text_file": f"text-{name}.safetensors",

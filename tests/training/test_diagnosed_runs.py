@@ -197,6 +197,7 @@ def write_nano_data(folder: Path, nano_flux: Path, pictures: list[tuple[Image.Im
             "repeats": 1,
             "regularisation": False,
             "caption": caption,
+            "trigger": "tok" if kind == "image" else "",
             "latents_file": f"latents-{name}.safetensors" if kind == "image" else "",
             "mirrored_file": "",
             "text_file": f"text-{name}.safetensors",

@@ -64,6 +64,17 @@ class Params(Section):
             )
 
     @rule
+    def _what_is_compiled_compiles(self) -> None:
+        model = self.model
+        if self.render.compile and (
+            model.quantisation in ("int8", "fp8") or model.offload != "none"
+        ):
+            raise ValueError(
+                f"render.compile: true does not work with model.quantisation: {model.quantisation} "
+                f"and model.offload: {model.offload}; set it to false"
+            )
+
+    @rule
     def _prompts_match_the_trigger(self) -> None:
         trigger = self.caption.trigger
         lacking = [p for p in self.prompts.develop + self.prompts.held_out if trigger not in p]
