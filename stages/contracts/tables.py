@@ -231,6 +231,7 @@ HISTORY: Final = _table(
         "probe_loss": _real(0.0, nullable=True),
         # Of the weights' moving average, where train.ema_decay keeps one.
         "validation_loss_ema": _real(0.0, nullable=True),
+        "probe_loss_ema": _real(0.0, nullable=True),
         # Of the step's regularisation samples, and of output preservation, without their weights.
         "regularisation_loss": _real(0.0, nullable=True),
         "preservation_loss": _real(0.0, nullable=True),
@@ -239,11 +240,13 @@ HISTORY: Final = _table(
 
 SCORES: Final = _table(
     "train/scores.csv",
-    ("step",),
+    ("step", "weights"),
     {
         # One row per kept checkpoint and one of the base model, step 0. Empty: not measured.
-        # Losses as in HISTORY; the rest is explained in stages/judging/scoring.py.
+        # Losses as in HISTORY; the rest is explained in stages/judging/scoring.py. `ema` is the
+        # moving average of the weights, which is kept beside them where train.ema_decay is not 0.
         "step": _count(0),
+        "weights": _text(r"raw|ema"),
         "validation_loss": _real(0.0, nullable=True),
         "probe_loss": _real(0.0, nullable=True),
         "effect_mse": _real(0.0, 65025.0, nullable=True),
