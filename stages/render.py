@@ -4,9 +4,10 @@ Reads:   the base model (--weights: its manifest), the adapter (--adapter).
 Writes:  images/<prompt>-<seed>/<variant>.png, index.csv (RENDERED), metrics.json.
 Params:  render, model, sampling, prompts.
 
-Development prompts get every variant, prompts without the trigger only `none` and `full`, which
-show how far the LoRA bleeds. Finished pictures are kept in $BLOCKLENS_STATE (.blocklens) until all
-are there, so a render that was killed goes on with the missing ones.
+Development prompts get every variant (sampling/variants.py). Prompts without the trigger get `none`
+and `full`, which show how far the LoRA bleeds, and on request each block's part in that. Finished
+pictures are kept in $BLOCKLENS_STATE (.blocklens) until all are there, so a render that was killed
+goes on with the missing ones.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TypeAlias
 
 import pandas as pd
 
 from stages.adapters.files import read_adapter
+from stages.adapters.matched_noise import matched_noise
 from stages.adapters.module import Adapter
 from stages.contracts.blocks import BlockId
 from stages.contracts.params import (
@@ -32,6 +33,7 @@ from stages.contracts.params import (
     Section,
 )
 from stages.contracts.tables import RENDERED, write_table
+from stages.families.architecture import read_architecture
 from stages.families.weights import ensure_weights
 from stages.imaging.png import encode_png
 from stages.runtime.console import run_stage
@@ -40,26 +42,15 @@ from stages.runtime.files import sha256_file, write_json
 from stages.runtime.fingerprint import run_fingerprint
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
-from stages.sampling.generation import Generator, Job, generate, open_generator
-from stages.sampling.prompts import NamedPrompt, name_prompts
-from stages.sampling.variants import FULL, NONE, REPEAT, Variant, gate_values, only, without
+from stages.sampling.generation import Generator, Job, generate
+from stages.sampling.picture_plan import PlannedPicture, Series, plan_pictures, prompts_of
+from stages.sampling.variants import gate_values
+from stages.sampling.wardrobe import load_generator, worn
 
-_MAKE: Final = {"only": only, "without": without}
+Batch: TypeAlias = tuple[PlannedPicture, ...]
+"""Pictures that are made at once."""
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """One picture to make."""
-
-    prompt: NamedPrompt
-    seed: int
-    variant: Variant
-
-    @property
-    def file(self) -> str:
-        """Its path below the stage's folder."""
-        return f"images/{self.prompt.name}-{self.seed}/{self.variant.file_stem}.png"
 
 
 def render(
@@ -80,42 +71,27 @@ def render(
     """
     source = read_adapter(adapter)
     folder = ensure_weights(weights)
-    pictures = _plan(params, prompts, source.blocks)
+    series = plan_pictures(params, prompts, source.blocks, read_architecture(folder).blocks)
+    pictures = [picture for one in series for picture in one.pictures]
     sections = {"render": params, "model": model, "sampling": sampling, "prompts": prompts}
     state = _state_folder(sections, weights, adapter)
-    batches = list(_unfinished(pictures, sampling.batch, state))
-    _announce(pictures, batches, len(source.blocks))
-    if batches:
-        used = {picture.prompt: None for picture in pictures}
-        with open_generator(folder, source, used, model, sampling) as generator:
-            _make(generator, source, batches, sampling, state)
+    _announce(pictures, state, len(source.blocks))
+    missing: dict[int | None, list[Batch]] = {}
+    for one in series:
+        batches = [*_unfinished(one, sampling.batch, state)]
+        missing.setdefault(one.noise_seed, []).extend(batches)
+    if any(missing.values()):
+        generator = load_generator(folder, prompts_of(series), model, sampling)
+    for noise_seed, batches in missing.items():
+        if batches:
+            adapted = source if noise_seed is None else matched_noise(source, noise_seed)
+            with worn(generator, adapted, sampling, compiled=params.compile) as dressed:
+                _make(dressed, source, batches, sampling, state)
     with replace_folder(out) as work:
         shutil.copytree(state / "images", work / "images", copy_function=shutil.copyfile)
         write_table(RENDERED, _index(pictures), work / "index.csv")
         write_json(work / "metrics.json", _metrics(pictures))
     shutil.rmtree(state)
-
-
-def _plan(
-    params: RenderParams, prompts: PromptsParams, blocks: Sequence[BlockId]
-) -> list[_Picture]:
-    """Return all pictures in the order in which they are made.
-
-    Pictures of one block lie side by side: a batch with few blocks on skips the others. `repeat`
-    is last, far from `full`, so that its batch is made of other pictures.
-    """
-    named = name_prompts(prompts)
-    every = (*named.develop, *named.without_trigger)
-    modes = dict.fromkeys(params.modes)
-    plan = [(NONE, every), (FULL, every)]
-    plan += [(_MAKE[mode](block), named.develop) for mode in modes for block in blocks]
-    plan += [(REPEAT, named.develop)]
-    return [
-        _Picture(prompt, seed, variant)
-        for variant, shown in plan
-        for prompt in shown
-        for seed in dict.fromkeys(prompts.seeds)
-    ]
 
 
 def _state_folder(params: dict[str, Section], weights: Path, adapter: Path) -> Path:
@@ -130,24 +106,19 @@ def _state_folder(params: dict[str, Section], weights: Path, adapter: Path) -> P
     return root / run_fingerprint(values, inputs, Path(__file__))
 
 
-def _unfinished(
-    pictures: Sequence[_Picture], batch: int, state: Path
-) -> Iterator[Sequence[_Picture]]:
+def _unfinished(series: Series, batch: int, state: Path) -> Iterator[Batch]:
     """Yield the batches that lack a picture.
 
-    Batches are cut from the whole plan, never from what is left of it: a picture has the same
+    Batches are cut from the whole series, never from what is left of it: a picture has the same
     neighbours whether or not the render was killed.
     """
-    for start in range(0, len(pictures), batch):
-        together = pictures[start : start + batch]
+    for together in series.batches(batch):
         if not all((state / picture.file).is_file() for picture in together):
             yield together
 
 
-def _announce(
-    pictures: Sequence[_Picture], batches: Sequence[Sequence[_Picture]], blocks: int
-) -> None:
-    missing = sum(len(batch) for batch in batches)
+def _announce(pictures: Sequence[PlannedPicture], state: Path, blocks: int) -> None:
+    missing = sum(not (state / picture.file).is_file() for picture in pictures)
     _log.info(
         "%d pictures of %d variants (%d blocks): %d to make, %d kept from a run that was stopped",
         len(pictures),
@@ -161,7 +132,7 @@ def _announce(
 def _make(
     generator: Generator,
     adapter: Adapter,
-    batches: Sequence[Sequence[_Picture]],
+    batches: Sequence[Batch],
     sampling: SamplingParams,
     state: Path,
 ) -> None:
@@ -175,7 +146,7 @@ def _make(
         _keep(state / picture.file, encode_png(pixels))
 
 
-def _jobs(pictures: Sequence[_Picture], blocks: Sequence[BlockId]) -> list[Job]:
+def _jobs(pictures: Sequence[PlannedPicture], blocks: Sequence[BlockId]) -> list[Job]:
     return [
         Job(picture.prompt.name, picture.seed, gate_values(picture.variant, blocks))
         for picture in pictures
@@ -193,7 +164,7 @@ def _keep(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _index(pictures: Sequence[_Picture]) -> pd.DataFrame:
+def _index(pictures: Sequence[PlannedPicture]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
@@ -208,7 +179,7 @@ def _index(pictures: Sequence[_Picture]) -> pd.DataFrame:
     )
 
 
-def _metrics(pictures: Sequence[_Picture]) -> dict[str, int]:
+def _metrics(pictures: Sequence[PlannedPicture]) -> dict[str, int]:
     return {
         "variants": len({picture.variant for picture in pictures}),
         "pictures": len(pictures),

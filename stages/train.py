@@ -16,55 +16,51 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from diffusers import FluxTransformer2DModel
-from PIL import Image
 
-from stages.adapters.attach import LoraShape, add_shaped_lora, lora_parameters
+from stages.adapters.attach import add_shaped_lora
 from stages.adapters.training_adapter import TrainingAdapter, open_training_adapter
 from stages.contracts.errors import DatasetError, ParamsError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
-from stages.contracts.tables import DIAGNOSIS, HISTORY, SCORES, write_table
 from stages.encoding.encoded import Encoded, Prompt, read_encoded
 from stages.families.architecture import Architecture, read_architecture
 from stages.families.latents import encode_pictures
 from stages.families.loading import checkpoint_blocks, load_transformer
 from stages.families.quantisation import require_hardware
 from stages.families.weights import ensure_weights, read_manifest
-from stages.imaging.checkpoint_sheet import MOST_ROWS, CheckpointRow, checkpoint_sheet
-from stages.judging.scoring import Painter, score_notes
+from stages.imaging.checkpoint_sheet import MOST_ROWS
+from stages.judging.results import write_results
+from stages.judging.scoring import Painter
 from stages.judging.selection import checkpoint_steps, require_selectable
-from stages.judging.verdict import Verdict, diagnosis_table, judge, score_table
+from stages.judging.verdict import judge
 from stages.optimisation.optimiser import require_optimiser
 from stages.optimisation.schedule import pictures_per_step, settle_steps, total_steps
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
-from stages.runtime.files import rounded, sha256_file, write_json
+from stages.runtime.files import sha256_file
 from stages.runtime.fingerprint import run_fingerprint, source_hashes
 from stages.runtime.outputs import replace_folder
 from stages.sampling.generation import Job, generate, make_generator
+from stages.training.announcement import announce
+from stages.training.board import require_board
 from stages.training.distribution import joined_processes, start_processes
-from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
+from stages.training.loop import Pictures, Run, train_adapter
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.memory import LOADING, SCORING, explained_memory
 from stages.training.metadata import Origin, adapter_metadata
-from stages.training.state import Journal, clear_state
+from stages.training.state import clear_state
 from stages.training.targets import plan_lora
+from stages.training.trainee import count_parameters
 
 _HALF_RANGE = 127.5  # 0-255 becomes -1..1
-_LAST_STEPS: Final = 50
 _log = logging.getLogger(__name__)
 
 
@@ -82,13 +78,15 @@ def train(
     Raises:
         AdapterError: the training adapter cannot be read, or does not fit the base model.
         DatasetError: the encoded pictures are broken or do not fit the base model.
-        HardwareError: a package or GPU that `model` or `train.optimiser` asks for is missing.
+        HardwareError: a package or GPU that `model`, `train.optimiser` or the environment asks for
+            is missing.
         ParamsError: the blocks to train are not those of the base model.
         TrainingError: a loss or gradient is not finite, or memory ran out.
     """
     device = configure_torch()
     require_hardware(model, device)
     require_optimiser(params.optimiser, device)
+    require_board()
     with joined_processes(device, pictures_per_step(params)) as world:
         with explained_memory(params, model, LOADING):
             run, painter, state = _prepare(params, model, sampling, device, weights, encoded)
@@ -98,8 +96,7 @@ def train(
         with explained_memory(params, model, SCORING):
             verdict = judge(run, painter, journal, state)
         with replace_folder(out) as work:
-            _publish(work, state, journal)
-            _publish_verdict(work, journal, run, verdict)
+            write_results(work, run, journal, verdict, state)
         clear_state(state)
 
 
@@ -120,7 +117,7 @@ def _prepare(
     params = settle_steps(params, len(data.training))
     kept = checkpoint_steps(total_steps(params), params.checkpoint_every)
     require_selectable(params.select, kept)
-    _require_sheet(kept)
+    _require_sheet(kept, averaged=params.ema_decay > 0)
     plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
     distilled: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -132,7 +129,7 @@ def _prepare(
     shorten_lora_forward(transformer)
     if params.gradient_checkpointing:
         checkpoint_blocks(transformer)
-    _announce(params, data, plan, _count_parameters(transformer))
+    announce(params, data, plan, count_parameters(transformer))
     origin = Origin(_base_name(weights), architecture, data, source_hashes(Path(__file__)))
     painter = _painter(folder, transformer, data, sampling, params.sample_seed, distilled)
     run = Run(
@@ -178,9 +175,12 @@ def _painter(
     return Painter(draws(data.samples), draws(data.plain), encoded)
 
 
-def _require_sheet(checkpoints: Collection[int]) -> None:
-    """Refuse, before training, more checkpoints than the sheet at its end has room for."""
-    most = MOST_ROWS - 1  # the base model has a row, too
+def _require_sheet(checkpoints: Collection[int], *, averaged: bool) -> None:
+    """Refuse, before training, more checkpoints than the sheet at its end has room for.
+
+    The base model has a row, too, and each checkpoint a second one where an average is kept.
+    """
+    most = (MOST_ROWS - 1) // (2 if averaged else 1)
     if len(checkpoints) > most:
         what = f"gives {len(checkpoints)} checkpoints; the sheet has room for {most}"
         problem = Problem("train.checkpoint_every", what, "Raise it.")
@@ -193,44 +193,6 @@ def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> No
         what = f"latents have {channels} channels, the transformer {architecture.latent_channels}"
         problem = Problem(str(encoded), what, "Run `dvc repro encode`.")
         raise DatasetError("The encoded pictures are another base model's", [problem])
-
-
-def _count_parameters(transformer: FluxTransformer2DModel) -> int:
-    return sum(matrix.numel() for matrix in lora_parameters(transformer).values())
-
-
-def _announce(
-    params: TrainParams, data: Encoded, plan: Mapping[str, LoraShape], parameters: int
-) -> None:
-    counts = Counter((lora.rank, lora.alpha) for lora in plan.values())
-    kinds = [
-        f"rank {rank}, alpha {alpha:g} on {modules} modules"
-        for (rank, alpha), modules in counts.items()
-    ]
-    _log.info("LoRA of %s: %s parameters", "; ".join(kinds), f"{parameters:,}")
-    steps, uses = total_steps(params), sum(picture.repeats for picture in data.training)
-    own_share = 1 - params.regularisation_share if data.regularisation else 1
-    _log.info(
-        "%d steps of %d from %d pictures at %d pixels (%.0f epochs), %d held out",
-        steps,
-        pictures_per_step(params),
-        len(data.training),
-        data.size_px,
-        steps * pictures_per_step(params) * own_share / uses,
-        len(data.validation),
-    )
-    if data.regularisation:
-        _log.info(
-            "%d regularisation pictures, %g %% of the samples, weight %g",
-            len(data.regularisation),
-            100 * params.regularisation_share,
-            params.regularisation_weight,
-        )
-    masked = sum(picture.latents.mask is not None for picture in data.training)
-    if params.masked_loss:
-        _log.info("loss weighed by the masks of %d pictures; the others count wholly", masked)
-    elif masked:
-        _log.info("%d pictures have masks, which train.masked_loss: false leaves aside", masked)
 
 
 def _base_name(weights: Path) -> str:
@@ -256,71 +218,6 @@ def _state_folder(params: Mapping[str, Section], weights: Path, encoded: Path) -
             root,
         )
     return folder
-
-
-def _publish(work: Path, state: Path, journal: Journal) -> None:
-    """Write what the run made: checkpoints, samples, history."""
-    for name in ("checkpoints", "samples"):
-        (work / name).mkdir()
-    for name in journal.files:
-        shutil.copyfile(state / name, work / name)
-    write_table(HISTORY, _history(journal), work / "history.csv")
-
-
-def _publish_verdict(work: Path, journal: Journal, run: Run, verdict: Verdict) -> None:
-    """Write the chosen adapter, and what was found out about the run."""
-    choice = verdict.choice
-    adapter = work / "adapter.safetensors"
-    shutil.copyfile(work / checkpoint_name(choice.step), adapter)
-    write_table(SCORES, score_table(journal, verdict), work / "scores.csv")
-    write_table(DIAGNOSIS, diagnosis_table(verdict), work / "diagnosis.csv")
-    prompts = [prompt.prompt for prompt in (*run.data.samples, *run.data.plain)]
-    sheet = checkpoint_sheet(prompts, _sheet_rows(journal, verdict))
-    Image.fromarray(sheet).save(work / "sheet.png")
-    metrics = {
-        "validation_loss_base": rounded(choice.validation_loss_base),
-        "validation_loss": rounded(choice.validation_loss),
-        "improvement": rounded(choice.improvement),
-        "selected_step": choice.step,
-        "selected_because": choice.reason,
-        "findings": "; ".join(finding.name for finding in verdict.findings),
-        **_last_losses(journal),
-        "trainable_parameters": _count_parameters(run.transformer),
-        "adapter_bytes": adapter.stat().st_size,
-    }
-    write_json(work / "metrics.json", metrics)
-    _log.info("chosen: %s", choice.reason)
-    for finding in verdict.findings:
-        _log.info("%s: %s %s", finding.name, finding.words, finding.advice)
-
-
-def _sheet_rows(journal: Journal, verdict: Verdict) -> list[CheckpointRow]:
-    losses = {row.step: row.validation_loss for row in journal.history}
-    return [
-        CheckpointRow(
-            f"step {score.step}" if score.step else "base model",
-            score_notes(score, losses[score.step]),
-            drawn.all,
-            chosen=score.step == verdict.choice.step,
-        )
-        for score, drawn in zip(verdict.scores, verdict.drawn, strict=True)
-    ]
-
-
-def _last_losses(journal: Journal) -> dict[str, float]:
-    """Return the mean losses of what is to stay as it is, over the last steps that measured any."""
-    found = {}
-    for name in ("regularisation_loss", "preservation_loss"):
-        losses = [loss for row in journal.history if (loss := getattr(row, name)) is not None]
-        if losses:
-            last = losses[-_LAST_STEPS:]
-            found[name] = rounded(sum(last) / len(last))
-    return found
-
-
-def _history(journal: Journal) -> pd.DataFrame:
-    frame = pd.DataFrame([asdict(row) for row in journal.history])
-    return frame.astype({name: float for name in frame.columns if name != "step"})
 
 
 def main() -> None:

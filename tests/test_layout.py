@@ -14,10 +14,10 @@ FOUNDATION = BOTTOM | {"runtime"}
 SUBJECTS = {"captioning", "encoding", "optimisation", "sampling", "lens", "reporting"}
 BUILT_ON = {
     "training": {"encoding", "optimisation"},
-    "judging": {"encoding", "optimisation", "training"},
+    "judging": {"encoding", "optimisation", "training", "imaging"},
     "slimming": {"sampling", "lens", "imaging"},
 }
-"""Subject -> subjects that it is built on."""
+"""Subject -> subjects beside it, or pixels, that it is built on."""
 MAY_IMPORT = {
     "contracts": set[str](),
     "runtime": BOTTOM,

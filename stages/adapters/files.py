@@ -16,7 +16,7 @@ from stages.adapters.module import Adapter, LoraPair
 from stages.adapters.patterns import AMBIGUOUS_MODULE, exact_config
 from stages.adapters.scales import CONFIG_FIELD, config_text, read_alphas
 from stages.contracts.errors import AdapterError, Problem
-from stages.runtime.tensors import write_safetensors
+from stages.runtime.tensors import data_sha256, write_safetensors
 
 DERIVED_METADATA: Final = frozenset(
     {
@@ -69,7 +69,8 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
     Names are diffusers' with `transformer.`, numbers float32. alpha / rank is multiplied into B
     and no alpha is stated, because readers disagree on where to look for it; with alpha = rank
     every tensor is written unchanged. `ss_network_dim` and `ss_network_alpha` say the same in
-    kohya's fields, or `Dynamic` where ranks differ (sd-scripts, networks/resize_lora.py). Only a
+    kohya's fields, or `Dynamic` where ranks differ (sd-scripts, networks/resize_lora.py);
+    `modelspec.hash_sha256` is that of the data, the header apart (ModelSpec 1.0.1). Only a
     file with the final `proj_out` states its config in the header: without it diffusers guesses
     names by suffix, and PEFT warns of the guess.
 
@@ -84,7 +85,12 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
     for module, pair in folded.items():
         tensors[format_key(Key(module, "down"))] = pair.down
         tensors[format_key(Key(module, "up"))] = pair.up
-    header = {**adapter.metadata, **_network_fields(folded), "format": "pt"}
+    header = {
+        **adapter.metadata,
+        **_network_fields(folded),
+        "format": "pt",
+        "modelspec.hash_sha256": f"0x{data_sha256(tensors)}",
+    }
     if AMBIGUOUS_MODULE in folded:
         header[CONFIG_FIELD] = config_text(exact_config(folded))
     write_safetensors(path, tensors, header)

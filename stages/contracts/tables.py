@@ -21,6 +21,12 @@ from stages.contracts.errors import Problem, TableError
 
 FLOAT_FORMAT: Final = "%.9g"
 _HASH: Final = r"[0-9a-f]{64}"
+_NAME: Final = r"[\w-]+"
+_VARIANT: Final = (
+    rf"none|full|repeat|(?:only|without|random):{BLOCK_PATTERN}|strength:\d(?:\.\d+)?"
+    rf"|(?:only-group|without-group|subset):{_NAME}"
+)
+"""Names of variants, see stages/sampling/variants.py."""
 ACCEPTED: Final = "accepted"
 SKIPPED: Final = "skipped"
 MASKS: Final = "masks"
@@ -196,6 +202,8 @@ ENCODED: Final = _table(
         # A picture of what the LoRA must leave alone: the person's, or the base model's own.
         "regularisation": pa.Column(bool),
         "caption": _text(),
+        # The word that stage caption put first; empty for regularisation pictures and prompts.
+        "trigger": _text(r"\S*"),
         "latents_file": _text(),
         # The mirrored picture's latents, where there are any.
         "mirrored_file": _text(r"(?:.+\.safetensors)?"),
@@ -223,6 +231,7 @@ HISTORY: Final = _table(
         "probe_loss": _real(0.0, nullable=True),
         # Of the weights' moving average, where train.ema_decay keeps one.
         "validation_loss_ema": _real(0.0, nullable=True),
+        "probe_loss_ema": _real(0.0, nullable=True),
         # Of the step's regularisation samples, and of output preservation, without their weights.
         "regularisation_loss": _real(0.0, nullable=True),
         "preservation_loss": _real(0.0, nullable=True),
@@ -231,11 +240,13 @@ HISTORY: Final = _table(
 
 SCORES: Final = _table(
     "train/scores.csv",
-    ("step",),
+    ("step", "weights"),
     {
         # One row per kept checkpoint and one of the base model, step 0. Empty: not measured.
-        # Losses as in HISTORY; the rest is explained in stages/judging/scoring.py.
+        # Losses as in HISTORY; the rest is explained in stages/judging/scoring.py. `ema` is the
+        # moving average of the weights, which is kept beside them where train.ema_decay is not 0.
         "step": _count(0),
+        "weights": _text(r"raw|ema"),
         "validation_loss": _real(0.0, nullable=True),
         "probe_loss": _real(0.0, nullable=True),
         "effect_mse": _real(0.0, 65025.0, nullable=True),
@@ -283,7 +294,7 @@ RENDERED: Final = _table(
         "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
         "text": _text(r".+"),
         "seed": _count(0),
-        "variant": _text(rf"none|full|repeat|(?:only|without):{BLOCK_PATTERN}|subset:[\w-]+"),
+        "variant": _text(_VARIANT),
         "file": _text(r".+\.png"),
     },
 )
@@ -364,7 +375,7 @@ PICTURES: Final = _table(
         # picture's reference (`full` for without:* and repeat, else `none`).
         "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
         "seed": _count(0),
-        "variant": _text(rf"none|full|repeat|(?:only|without):{BLOCK_PATTERN}|subset:[\w-]+"),
+        "variant": _text(_VARIANT),
         "mse_to_none": _real(0.0, 65025.0),
         "mse_to_full": _real(0.0, 65025.0),
         "recovery": _real(None, 1.0, nullable=True),

@@ -91,7 +91,8 @@ class Encoded:
     Pictures are in the order of their names, prompts in that of params.yaml. `training` is what
     the LoRA is to learn, `regularisation` what it is to leave alone; `samples` are drawn while
     training, `plain` prompts lack the trigger and show what bleeds. `sha256` is the index's, which
-    names every file by the hash of what it was made from: the whole dataset's.
+    names every file by the hash of what it was made from: the whole dataset's. `trigger` is the
+    word that captions of training pictures begin with, "" where stage caption put none there.
     """
 
     training: tuple[Picture, ...]
@@ -101,6 +102,7 @@ class Encoded:
     plain: tuple[Prompt, ...]
     sha256: str
     regularisation: tuple[Picture, ...] = ()
+    trigger: str = ""
 
     @property
     def size_px(self) -> int:
@@ -156,6 +158,7 @@ def read_encoded(folder: Path) -> Encoded:
     samples, plain = (_prompts(reader, rows, kind) for kind in ("sample", "plain"))
     empty = next((reader.text(row.text_file) for row in _of_kind(rows, "empty")), None)
     problems = reader.problems + _lacking(folder, rows) + _unequal(folder, reader.shapes)
+    problems += _triggers(folder, rows)
     if problems or empty is None:
         raise DatasetError(f"{folder} cannot be trained on", problems)
     whole = [(row, picture) for row, picture in pictures if picture is not None]
@@ -175,6 +178,7 @@ def read_encoded(folder: Path) -> Encoded:
         regularisation=tuple(
             picture for row, picture in whole if row.split == "train" and row.regularisation
         ),
+        trigger=next((row.trigger for row in rows if row.trigger), ""),
     )
 
 
@@ -189,6 +193,7 @@ class _Row(NamedTuple):
     repeats: int
     regularisation: bool
     caption: str
+    trigger: str
     latents_file: str
     mirrored_file: str
     text_file: str
@@ -291,6 +296,14 @@ def _lacking(folder: Path, rows: Sequence[_Row]) -> list[Problem]:
         for (kind, split), remedy in needed.items()
         if (kind, split) not in present
     ]
+
+
+def _triggers(folder: Path, rows: Sequence[_Row]) -> list[Problem]:
+    triggers = sorted({row.trigger for row in rows} - {""})
+    if len(triggers) < 2:
+        return []
+    what = f"captions begin with different triggers: {', '.join(triggers)}"
+    return [Problem(str(folder / INDEX), what, _REMEDY)]
 
 
 def _unequal(folder: Path, shapes: Mapping[_Row, tuple[int, ...]]) -> list[Problem]:

@@ -127,6 +127,7 @@ def index_table(
             "repeats": 1,
             "regularisation": False,
             "caption": caption,
+            "trigger": "",
             "latents_file": "",
             "mirrored_file": "",
             "text_file": text_file(caption),
@@ -151,6 +152,7 @@ def index_table(
                 "split": source.split,
                 "repeats": source.repeats,
                 "regularisation": source.regularisation,
+                "trigger": source.trigger,
                 "latents_file": view.file,
                 "mirrored_file": "".join(mirrored),
             }

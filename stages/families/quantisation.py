@@ -21,9 +21,7 @@ from torch import nn
 
 from stages.contracts.errors import HardwareError, Problem, WeightsError
 from stages.contracts.params import ModelParams
-
-QUANTISER_PACKAGES: Final = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
-"""The optional package (extra `gpu`) behind each value of model.quantisation."""
+from stages.contracts.params.packages import OPTIONAL_PACKAGES
 
 _KEPT: Final = ("x_embedder", "context_embedder", "time_text_embed", "norm_out")
 # Diffusers matches names by part. torchao's `proj_out.weight` is the whole name of one tensor;
@@ -38,7 +36,7 @@ def require_hardware(model: ModelParams, device: torch.device) -> None:
         HardwareError: a package is missing, or a GPU; all that is missing is named.
     """
     problems = []
-    package = QUANTISER_PACKAGES.get(model.quantisation)
+    package = OPTIONAL_PACKAGES.get(("model", "quantisation", model.quantisation))
     where = f"model.quantisation: {model.quantisation}"
     if package is not None and find_spec(package) is None:
         what = f"needs the package {package}, which is not installed"

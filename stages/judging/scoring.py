@@ -20,12 +20,14 @@ from torch.nn import functional
 
 from stages.adapters.attach import ADAPTER_NAME, lora_layers
 from stages.adapters.module import Adapter
+from stages.judging.candidates import Candidate
 
 Image = npt.NDArray[np.uint8]
 
 COPY_RATIO: Final = 1 / 3
-"""Below this a picture is a copy: the line of arXiv 2310.02664, section 2, which compares the
-distance to the nearest training picture with that to the second nearest, in L2."""
+"""Below this a picture is a copy: the line of arXiv 2310.02664 (sail-sg/DiffMemorize,
+mem_ratio.py), which compares the L2 distance to the nearest training picture with that to the
+second nearest."""
 
 UNIFORM_BELOW: Final = 6.0
 """Standard deviation of grey levels of a picture that shows nothing; see prepare.uniform_below."""
@@ -52,9 +54,9 @@ class Painter:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures of one checkpoint; step 0 is the base model."""
+    """The pictures of one checkpoint, or of the base model."""
 
-    step: int
+    candidate: Candidate
     samples: Sequence[Image]
     plain: Sequence[Image]
 
@@ -77,7 +79,7 @@ class Score:
     collapsed: near-uniform, or all alike, where the base model's pictures are not.
     """
 
-    step: int
+    candidate: Candidate
     effect_mse: float | None
     plain_mse: float | None
     bleed: float | None
@@ -147,7 +149,7 @@ def score_pictures(
         detail is not None and usual_detail is not None and detail < UNIFORM_BELOW <= usual_detail
     )
     return Score(
-        step=drawn.step,
+        candidate=drawn.candidate,
         effect_mse=effect,
         plain_mse=plain,
         bleed=plain / effect if plain is not None and effect else None,

@@ -1,24 +1,28 @@
 """Which checkpoint is shipped, and why.
 
-`best` is the lowest validation loss among the checkpoints whose pictures did not collapse; of
-equal ones the earliest, which is the least overfitted. Where all collapsed, it is the lowest of
-all, and the reason says so.
+`best` is the lowest validation loss among the checkpoints whose pictures did not collapse, the
+moving averages of the weights among them where they are kept. Of equal ones it is the earliest,
+which is the least overfitted, and the weights before their average. Where all collapsed, it is the
+lowest of all, and the reason says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from stages.contracts.errors import ParamsError, Problem
+from stages.judging.candidates import BASE_MODEL, WORDS, Candidate
 from stages.training.state import Journal
+
+Losses = Mapping[Candidate, float]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen checkpoint's step, its validation loss, the base model's, and why it is that."""
+    """The chosen checkpoint, its validation loss, the base model's, and why it is that."""
 
-    step: int
+    candidate: Candidate
     validation_loss: float
     validation_loss_base: float
     reason: str
@@ -53,63 +57,85 @@ def require_selectable(select: str | int, checkpoints: Collection[int]) -> None:
 
 def choose_checkpoint(
     journal: Journal,
-    checkpoints: Collection[int],
+    checkpoints: Collection[Candidate],
     select: str | int,
-    collapsed: Collection[int] = (),
+    collapsed: Collection[Candidate] = (),
 ) -> Choice:
     """Return the checkpoint that becomes the adapter.
 
     Args:
         journal: of a finished run; its step 0 is the base model.
-        checkpoints: the steps whose adapters were kept.
-        select: `best`, `last` or a step.
-        collapsed: steps whose pictures are near-uniform or all alike.
+        checkpoints: those that were kept.
+        select: `best`, or `last` or a step: of these the weights themselves, not their average.
+        collapsed: those whose pictures are near-uniform or all alike.
 
     Raises:
         ValueError: no checkpoint was measured, or the base model or the step asked for was not.
     """
-    losses = {
-        row.step: row.validation_loss for row in journal.history if row.validation_loss is not None
-    }
-    measured = sorted(losses.keys() & set(checkpoints))
-    if not measured or 0 not in losses or (isinstance(select, int) and select not in measured):
-        raise ValueError(f"nothing to choose from: measured steps {sorted(losses)}")
-    sound = [step for step in measured if step not in collapsed] or measured
-    best = min(sound, key=lambda step: losses[step])
-    step = {"best": best, "last": measured[-1]}.get(str(select), select)
-    assert isinstance(step, int)
-    reason = _reason(step, {step: losses[step] for step in measured}, losses[0], select, collapsed)
-    return Choice(step, losses[step], losses[0], reason)
+    losses = {}
+    for row in journal.history:
+        for candidate in (Candidate(row.step, "raw"), Candidate(row.step, "ema")):
+            loss, _ = candidate.losses(row)
+            if loss is not None and candidate in (BASE_MODEL, *checkpoints):
+                losses[candidate] = loss
+    base = losses.pop(BASE_MODEL, None)
+    if not losses or base is None or (isinstance(select, int) and Candidate(select) not in losses):
+        measured = sorted({candidate.step for candidate in losses})
+        raise ValueError(f"nothing to choose from: measured steps {measured}")
+    last = max(candidate.step for candidate in losses)
+    if select == "best":
+        sound = [candidate for candidate in losses if candidate not in collapsed] or [*losses]
+        chosen = min(sound, key=lambda candidate: losses[candidate])
+        reason = _chosen_name(chosen, losses, last)
+        reason += f"lowest validation loss {_against(losses[chosen], base)}"
+        reason += _beside(chosen, losses, last) + _left_out(losses, collapsed)
+    else:
+        chosen = Candidate(last if select == "last" else int(select))
+        asked = "the last one" if select == "last" else "the one"
+        reason = _chosen_name(chosen, losses, last)
+        reason += f"{asked} train.select asks for; validation loss "
+        reason += _against(losses[chosen], base) + _beside(chosen, losses, last)
+        reason += "; it collapsed" if chosen in collapsed else ""
+    return Choice(chosen, losses[chosen], base, reason)
 
 
-def _reason(
-    step: int,
-    losses: dict[int, float],
-    base: float,
-    select: str | int,
-    collapsed: Collection[int],
-) -> str:
-    """Return the choice in words: what was asked for, the loss, and the next best checkpoint."""
-    loss, last = losses[step], max(losses)
+def _chosen_name(chosen: Candidate, losses: Losses, last: int) -> str:
+    """Return `step 4 of 6: `, and which weights of that step where there are two kinds."""
+    kinds = {candidate.weights for candidate in losses}
+    which = f", {WORDS[chosen.weights]}" if len(kinds) > 1 else ""
+    return f"step {chosen.step} of {last}{which}: "
+
+
+def _against(loss: float, base: float) -> str:
     below = 100 * (1 - loss / base)
     side = "below" if below >= 0 else "above"
-    numbers = f"({loss:.4g}), {abs(below):.0f} % {side} base"
-    if select != "best":
-        asked = "the last one" if select == "last" else "the one"
-        words = f"{asked} train.select asks for; validation loss {numbers}"
-    else:
-        words = f"lowest validation loss {numbers}"
-    others = [other for other in losses if other != step]
+    return f"({loss:.4g}), {abs(below):.0f} % {side} base"
+
+
+def _beside(chosen: Candidate, losses: Losses, last: int) -> str:
+    """Return how the step's other weights did, and the last step of the kind, or the next best."""
+    words = ""
+    twin = Candidate(chosen.step, "raw" if chosen.weights == "ema" else "ema")
+    if twin in losses:
+        verb = "was" if twin.weights == "ema" else "were"
+        words += f"; its {WORDS[twin.weights]} {verb} {_apart(losses[twin], losses[chosen])}"
+    others = [each for each in losses if each.weights == chosen.weights and each != chosen]
     if others:
-        other = last if last != step else min(others, key=lambda other: losses[other])
-        apart = 100 * (losses[other] / loss - 1)
-        side = "higher" if apart >= 0 else "lower"
-        words += f"; step {other} was {abs(apart):.1f} % {side}"
-    if select != "best" and step in collapsed:
-        words += "; it collapsed"
-    spoilt = sorted(set(collapsed) & losses.keys())
-    if select == "best" and spoilt:
-        all_of_them = len(spoilt) == len(losses)
-        words += "; all checkpoints" if all_of_them else f"; step {', '.join(map(str, spoilt))}"
-        words += " collapsed" if all_of_them else " left out: collapsed"
-    return f"step {step} of {last}: {words}"
+        best = min(others, key=lambda each: losses[each])
+        other = Candidate(last, chosen.weights) if chosen.step != last else best
+        words += f"; step {other.step} was {_apart(losses[other], losses[chosen])}"
+    return words
+
+
+def _apart(loss: float, chosen: float) -> str:
+    apart = 100 * (loss / chosen - 1)
+    return f"{abs(apart):.1f} % {'higher' if apart >= 0 else 'lower'}"
+
+
+def _left_out(losses: Losses, collapsed: Collection[Candidate]) -> str:
+    spoilt = [candidate for candidate in losses if candidate in collapsed]
+    if not spoilt:
+        return ""
+    if len(spoilt) == len(losses):
+        return "; all checkpoints collapsed"
+    return f"; {', '.join(candidate.label for candidate in spoilt)} left out: collapsed"

@@ -12,7 +12,7 @@ import torch
 
 from stages.contracts.params import TrainParams
 from stages.encoding.encoded import Encoded
-from stages.training.batches import draw_step, picture_of, step_samples
+from stages.training.batches import picture_of, sample_weight, step_samples, step_sigmas
 from stages.training.noise_levels import loss_weights
 
 
@@ -28,9 +28,9 @@ class Use:
 def uses_of_step(data: Encoded, params: TrainParams, step: int) -> tuple[Use, ...]:
     """Return what the step (the first is 1) was made of, in all processes together."""
     samples = step_samples(data, params, step)
-    draws = draw_step(data, params, samples)
-    weights = loss_weights(torch.tensor([draw.sigma for draw in draws]), params).tolist()
+    sigmas = step_sigmas(data, params, samples)
+    weights = loss_weights(torch.tensor(sigmas), params).tolist()
     return tuple(
-        Use(picture_of(data, sample).name, draw.sigma, draw.weight * weight)
-        for sample, draw, weight in zip(samples, draws, weights, strict=True)
+        Use(picture_of(data, sample).name, sigma, sample_weight(params, sample) * weight)
+        for sample, sigma, weight in zip(samples, sigmas, weights, strict=True)
     )

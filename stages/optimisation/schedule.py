@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from stages.contracts.errors import ParamsError, Problem
 from stages.contracts.params import TrainParams
 
 STEPS_PER_PICTURE: Final = 100
@@ -29,10 +30,17 @@ def settle_steps(params: TrainParams, pictures: int) -> TrainParams:
     Args:
         params: of the run.
         pictures: how many different pictures are trained on; repeats and held-out ones apart.
+
+    Raises:
+        ParamsError: warm-up would take all of the steps.
     """
     if params.steps != "auto":
         return params
     steps = min(max(STEPS_PER_PICTURE * pictures, FEWEST_STEPS), MOST_STEPS)
+    if params.warmup_steps >= steps:
+        what = f"{params.warmup_steps} are not fewer than the {steps} steps of {pictures} pictures"
+        problem = Problem("train.warmup_steps", what, "Lower it, or set train.steps.")
+        raise ParamsError("The learning rate would never be reached", [problem])
     return params.model_copy(update={"steps": steps})
 
 

@@ -38,6 +38,7 @@ METRIC_KEYS: Final[dict[str, tuple[str, ...]]] = {
         "validation_loss",
         "improvement",
         "selected_step",
+        "selected_weights",
         "selected_because",
     ),
     "attribute": ("completeness_error", "blocks_for_half"),

@@ -33,6 +33,9 @@ SCORE_HEADINGS: Final = (
 """What `Checkpoint.numbers` are; see docs/checkpoints.md."""
 
 
+MOVING_AVERAGE: Final = "moving average"
+
+
 @dataclass(frozen=True)
 class Samples:
     """Sample pictures of one prompt, one per step, as data URIs."""
@@ -68,6 +71,7 @@ class Training:
     steps: int
     chart: Markup | None
     reason: str
+    selected: str
     findings: Sequence[Finding]
     headings: Sequence[str]
     checkpoints: Sequence[Checkpoint]
@@ -83,6 +87,7 @@ def tell_training(evidence: Evidence, prompts: Sequence[str], longest_px: int) -
         steps=int(history["step"].max()),
         chart=_loss_chart(history, metrics),
         reason=str(metrics["selected_because"]),
+        selected=_checkpoint_name(int(metrics["selected_step"]), str(metrics["selected_weights"])),
         findings=[
             Finding(row["finding"], row["words"], row["advice"])
             for row in evidence.diagnosis.to_dict("records")
@@ -102,7 +107,7 @@ def _checkpoints(scores: pd.DataFrame) -> list[Checkpoint]:
 
     return [
         Checkpoint(
-            name=f"step {row['step']}" if row["step"] else "base model",
+            name=_checkpoint_name(int(row["step"]), str(row["weights"])),
             numbers=[
                 shown(row["validation_loss"], 4),
                 shown(row["probe_loss"], 4),
@@ -114,8 +119,15 @@ def _checkpoints(scores: pd.DataFrame) -> list[Checkpoint]:
             chosen=bool(row["chosen"]),
             collapsed=bool(row["collapsed"]),
         )
-        for row in scores.sort_values("step").to_dict("records")
+        for row in scores.sort_values(["step", "weights"], ascending=[True, False]).to_dict(
+            "records"
+        )
     ]
+
+
+def _checkpoint_name(step: int, weights: str) -> str:
+    name = f"step {step}" if step else "base model"
+    return f"{name}, {MOVING_AVERAGE}" if weights == "ema" else name
 
 
 def _loss_chart(history: pd.DataFrame, metrics: Metrics) -> Markup | None:

@@ -10,44 +10,45 @@ import ast
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import distributions, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from stages.contracts.params.packages import packages_used
 from stages.runtime.files import git_blob_hash, sha256_file
 
 NUMERICAL_PACKAGES: Final = ("diffusers", "peft", "pytorch-optimizer", "torch", "transformers")
 """Installed packages whose version can change a weight."""
-
-OPTIONAL_PACKAGES: Final = ("bitsandbytes", "torchao")
-"""Such packages that a run can do without."""
 
 _ROOT: Final = Path(__file__).parents[2]
 _EXEMPT: Final = ("stages.contracts", "stages.runtime")  # they decide neither pixels nor weights
 _DIGITS: Final = 32
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(params: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the versions of the packages that compute the result, by name.
 
-    Optional ones count where they are installed.
+    Args:
+        params: sections of params.yaml by their names; an optional package counts where one of
+            their values asks for it, not because it is installed.
     """
-    optional = [name for name in OPTIONAL_PACKAGES if list(distributions(name=name))]
-    return {name: version(name) for name in (*NUMERICAL_PACKAGES, *optional)}
+    return {name: version(name) for name in (*NUMERICAL_PACKAGES, *packages_used(params))}
 
 
-def run_fingerprint(params: Mapping[str, Any], inputs: Mapping[str, str], stage: Path) -> str:
+def run_fingerprint(
+    params: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, str], stage: Path
+) -> str:
     """Return 32 hexadecimal digits for a run of the stage file `stage`.
 
     Args:
-        params: every value that the stage reads from params.yaml.
+        params: every value that the stage reads from params.yaml, by section and key.
         inputs: SHA-256 of every input, by a name that does not depend on the machine.
         stage: the stage's own file; all modules of ours that it imports count, too.
     """
     content = {
         "params": dict(params),
         "inputs": dict(inputs),
-        "packages": package_versions(),
+        "packages": package_versions(params),
         "code": {
             path.relative_to(_ROOT).as_posix(): sha256_file(path) for path in source_files(stage)
         },

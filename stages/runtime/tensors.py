@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,17 @@ def write_safetensors(
     so two equal saves can differ. Layout as in the safetensors README: 8 bytes header length,
     JSON header padded with spaces to a multiple of 8, then the data.
     """
+    header, data = _serialised(tensors)
+    path.write_bytes(_head(header, metadata) + data)
+
+
+def data_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of what `write_safetensors` writes after the header."""
+    return hashlib.sha256(_serialised(tensors)[1]).hexdigest()
+
+
+def _serialised(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], bytes]:
+    """Return the header's entries, and the data that they point into."""
     # A copy of each, because the library refuses tensors that are views of one another.
     copies = {
         name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -51,7 +63,7 @@ def write_safetensors(
     start = _HEADER_LENGTH_BYTES + length
     header: dict[str, Any] = json.loads(plain[_HEADER_LENGTH_BYTES:start])
     header.pop("__metadata__", None)
-    path.write_bytes(_head(header, metadata) + plain[start:])
+    return header, plain[start:]
 
 
 def stream_safetensors(

@@ -76,8 +76,7 @@ def draw_step(data: Encoded, params: TrainParams, samples: Sequence[Sample]) -> 
             mask_floor=params.mask_floor if params.masked_loss else None,
             preserved=params.output_preservation_share if params.output_preservation else 0.0,
         )
-        weight = params.regularisation_weight if sample.regularisation else 1.0
-        draws.append(replace(draw, weight=weight))
+        draws.append(replace(draw, weight=sample_weight(params, sample)))
     return tuple(draws)
 
 
@@ -185,11 +184,32 @@ def draw_sample(
     return Draw(
         clean=posterior_sample(latents, keyed_normal(shape, seed, "posterior", *key)),
         noise=keyed_normal(shape, seed, "noise", *key),
-        sigma=draw_sigma(levels, math.prod(shape[1:]) // _TOKEN_PIXELS, seed, "timestep", *key),
+        sigma=_sigma(latents, levels, seed, *key),
         text=empty if dropped else picture.text,
         token_weights=token_weights(latents, mask_floor),
         plain_text=picture.plain_text if kept else None,
     )
+
+
+def step_sigmas(data: Encoded, params: TrainParams, samples: Sequence[Sample]) -> tuple[float, ...]:
+    """Return the noise levels that `draw_step` draws for some samples, without drawing noise."""
+    levels = NoiseLevels.from_params(params)
+    sigmas = []
+    for sample in samples:
+        picture = picture_of(data, sample)
+        latents = choose_latents(picture, sample.use, params.seed)
+        sigmas.append(_sigma(latents, levels, params.seed, sample.use, picture.name))
+    return tuple(sigmas)
+
+
+def sample_weight(params: TrainParams, sample: Sample) -> float:
+    """Return a sample's own weight in the loss of its step."""
+    return params.regularisation_weight if sample.regularisation else 1.0
+
+
+def _sigma(latents: Latents, levels: NoiseLevels, seed: int, *key: int | str) -> float:
+    tokens = math.prod(latents.mean.shape[1:]) // _TOKEN_PIXELS
+    return draw_sigma(levels, tokens, seed, "timestep", *key)
 
 
 def choose_latents(picture: Picture, use: int, seed: int) -> Latents:

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from stages.runtime.files import sha256_file
 from stages.runtime.progress import in_gigabytes, track
 from stages.training.distribution import agreed, leader_first, world
 from stages.training.interruption import held_interruption
+from stages.training.live import live_view
 from stages.training.memory import LOADING, explained_memory
 from stages.training.state import Journal, Row, load_newest, save_state, write_whole
 from stages.training.step import take_step
@@ -95,18 +97,22 @@ def train_adapter(run: Run, folder: Path) -> Journal:
             journal = _resume(trainee, folder)
         journal = journal or _begin(run, folder)
         steps = range(journal.step + 1, end + 1)
-        for step in track(steps, len(steps), "train", partial(_latest, journal)):
-            with explained_memory(run.params, run.model, f"step {step}"):
-                _advance(run, trainee, journal, folder)
-            interruption.number = agreed(interruption.number)
-            if not world().leads:
+        shown = live_view(folder, journal) if world().leads else nullcontext()
+        with shown as live:
+            for step in track(steps, len(steps), "train", partial(_latest, journal)):
+                with explained_memory(run.params, run.model, f"step {step}"):
+                    _advance(run, trainee, journal, folder)
+                interruption.number = agreed(interruption.number)
+                if live is None:
+                    interruption.leave()
+                    continue
+                live.step_taken(journal)
+                if interruption.number is not None or step == end or pace.due():
+                    started = time.monotonic()
+                    live.before_saving(journal)
+                    save_state(folder, journal, trainee_contents(trainee))
+                    pace.saved(started)
                 interruption.leave()
-                continue
-            if interruption.number is not None or step == end or pace.due():
-                started = time.monotonic()
-                save_state(folder, journal, trainee_contents(trainee))
-                pace.saved(started)
-            interruption.leave()
     return journal
 
 
@@ -227,10 +233,14 @@ def _look(
 
 
 def _losses(measures: Measures | None, of_average: Measures | None) -> dict[str, float | None]:
-    """Return a row's losses at fixed points; of the moving average the one over all points."""
-    losses = {"validation_loss": None} if measures is None else asdict(measures)
-    averaged = of_average.validation_loss if of_average else None
-    return {**losses, "validation_loss_ema": averaged}
+    """Return a row's losses at fixed points; of the moving average those over all points."""
+    losses: dict[str, float | None] = {"validation_loss": None}
+    if measures is not None:
+        losses = asdict(measures)
+    if of_average is None:
+        return losses
+    averaged = {"validation_loss_ema": of_average.validation_loss}
+    return {**losses, **averaged, "probe_loss_ema": of_average.probe_loss}
 
 
 def _validate(run: Run, step: int) -> Measures:

@@ -9,6 +9,9 @@ Adapter dropout is kohya's rank dropout (sd-scripts, networks/lora_flux.py, LoRA
 `rank_dropout`): for each sample some rows of A x are zero in all its tokens, and the others are
 scaled up by as much. Unlike a mask over PEFT's inputs, one over ranks is small enough to be drawn
 on the CPU from a key of the sample, whatever the batch.
+
+Modules that have one A together (kohya's targets) have one draw together, as the one layer has that
+they are to sd-scripts.
 """
 
 from __future__ import annotations
@@ -40,17 +43,15 @@ def shorten_lora_forward(transformer: FluxTransformer2DModel) -> None:
 
 
 def total_rank(transformer: FluxTransformer2DModel) -> int:
-    """Return the sum of the ranks of all modules that carry the adapter."""
-    return sum(
-        layer.lora_A[ADAPTER_NAME].weight.shape[0] for layer in lora_layers(transformer).values()
-    )
+    """Return the sum of the ranks of all A that the transformer carries, a shared one once."""
+    return sum(down.shape[0] for down in _downs(transformer))
 
 
 def rank_factors(ranks: int, share: float, *key: int | str) -> torch.Tensor:
     """Return [ranks] float32 factors: 0 with probability `share`, else 1 / (1 - share).
 
     Args:
-        ranks: of all modules together, in model order.
+        ranks: of all A together, in model order.
         share: in [0, 1).
         *key: of the draw, see `keyed_generator`.
     """
@@ -63,7 +64,7 @@ def rank_dropout(transformer: FluxTransformer2DModel, factors: torch.Tensor) -> 
 
     Args:
         transformer: with the short forward on its LoRA layers.
-        factors: [B, ranks of all modules together], of each sample of the batch.
+        factors: [B, ranks of all A together], of each sample of the batch.
 
     Raises:
         RuntimeError: a layer has PEFT's own forward, which would drop nothing.
@@ -72,14 +73,22 @@ def rank_dropout(transformer: FluxTransformer2DModel, factors: torch.Tensor) -> 
     short = [forward for forward in forwards if isinstance(forward, _ShortForward)]
     if len(short) < len(forwards):
         raise RuntimeError("adapter dropout needs shorten_lora_forward on the transformer")
-    parts = torch.split(factors, [forward.rank for forward in short], dim=1)
-    for forward, part in zip(short, parts, strict=True):
-        forward.factors = part.to(forward.down.device)
+    downs = _downs(transformer)
+    parts = torch.split(factors, [down.shape[0] for down in downs], dim=1)
+    of_down = dict(zip(downs, parts, strict=True))
+    for forward in short:
+        forward.factors = of_down[forward.down].to(forward.down.device)
     try:
         yield
     finally:
         for forward in short:
             forward.factors = None
+
+
+def _downs(transformer: FluxTransformer2DModel) -> list[nn.Parameter]:
+    """Return every A in model order, one that several modules have at the first of them."""
+    layers = lora_layers(transformer).values()
+    return list(dict.fromkeys(layer.lora_A[ADAPTER_NAME].weight for layer in layers))
 
 
 class _ShortForward:

@@ -1,13 +1,13 @@
 """What an adapter file says about itself, in the fields that other tools show.
 
-`ss_*` are kohya's (sd-scripts, library/train_util.py), read by ComfyUI, Civitai, A1111 and
+`ss_*` are kohya's (sd-scripts, train_network.py), read by ComfyUI, Civitai, A1111 and
 lora-inspector; `modelspec.*` is Stability-AI/ModelSpec 1.0.1; `blocklens.*` are ours and say from
-what the adapter can be trained again. `ss_network_dim` and `ss_network_alpha` are about the file,
-so adapters/files.py states them.
+what the adapter can be trained again. `ss_network_dim`, `ss_network_alpha` and
+`modelspec.hash_sha256` are about the file, so adapters/files.py states them.
 
-No date, host or path: equal runs are equal bytes. And no commit, which a change of a README moves
-on: `blocklens.code` names the files that decide the weights by their git blob hashes, which are the
-same in every commit that has them (`git log --find-object=HASH` lists those).
+No date, author, host or path: equal runs are equal bytes. And no commit, which a change of a README
+moves on: `blocklens.code` names the files that decide the weights by their git blob hashes, which
+are the same in every commit that has them (`git log --find-object=HASH` lists those).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from stages.encoding.encoded import Encoded, Picture
 from stages.families.architecture import Architecture
 from stages.optimisation.schedule import pictures_per_step
 from stages.runtime.fingerprint import package_versions
+from stages.training.kohya_fields import kohya_fields
 
 _MODELSPEC_VERSION = "1.0.1"
-_IMPLEMENTATION = "https://github.com/black-forest-labs/flux"
+_IMPLEMENTATION = "diffusers"  # whose names the tensors have
 _FLEX_BLOCKS = (8, 38)
-_PUNCTUATION = ",.;:"
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,10 @@ def adapter_metadata(
 ) -> dict[str, str]:
     """Return the text fields of the adapter that the run has after `step` steps."""
     side = origin.data.size_px
-    trigger = common_trigger(origin.data.training)
+    trigger = origin.data.trigger
+    used = {"train": params.model_dump(), "model": model.model_dump()}
     fields = {
+        **kohya_fields(params, model, origin.data, step),
         "ss_base_model_version": "flux1",
         "ss_caption_dropout_rate": repr(params.caption_dropout),
         "ss_gradient_checkpointing": str(params.gradient_checkpointing),
@@ -71,6 +73,7 @@ def adapter_metadata(
         "ss_total_batch_size": str(pictures_per_step(params)),
         "ss_v2": "False",
         "modelspec.architecture": f"{architecture_name(origin.architecture)}/lora",
+        "modelspec.description": _description(origin, params, step),
         "modelspec.implementation": _IMPLEMENTATION,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.sai_model_spec": _MODELSPEC_VERSION,
@@ -79,7 +82,7 @@ def adapter_metadata(
         "blocklens.code": json.dumps(origin.code, sort_keys=True),
         "blocklens.dataset": origin.data.sha256,
         "blocklens.model": json.dumps(model.model_dump(), sort_keys=True),
-        "blocklens.packages": json.dumps(package_versions(), sort_keys=True),
+        "blocklens.packages": json.dumps(package_versions(used), sort_keys=True),
         "blocklens.seed": str(params.seed),
         "blocklens.step": str(step),
         "blocklens.train": json.dumps(params.model_dump(), sort_keys=True),
@@ -98,14 +101,13 @@ def architecture_name(architecture: Architecture) -> str:
     return "flux-1-dev" if architecture.guidance else "flux-1-schnell"
 
 
-def common_trigger(pictures: Sequence[Picture]) -> str | None:
-    """Return the word that every caption begins with, or None; of one picture nothing is known.
-
-    Stage `caption` puts the trigger first, and a trigger is one word.
-    """
-    first = {picture.caption.partition(" ")[0].strip(_PUNCTUATION) for picture in pictures}
-    word = first.pop() if len(first) == 1 and len(pictures) > 1 else ""
-    return word or None
+def _description(origin: Origin, params: TrainParams, step: int) -> str:
+    """Return in a sentence what the file is; the rest of the fields says it number by number."""
+    base = origin.base.partition("@")[0] if "@" in origin.base else "the base model it names"
+    return (
+        f"LoRA of rank {params.rank} for {base}, trained on {len(origin.data.training)} pictures, "
+        f"after step {step} of {params.steps}."
+    )
 
 
 def _network_args(params: TrainParams) -> dict[str, Any]:
@@ -115,6 +117,7 @@ def _network_args(params: TrainParams) -> dict[str, Any]:
         "blocks": params.blocks,
         "block_settings": [setting.model_dump() for setting in params.block_settings],
         "rank": params.rank,
+        "rank_dropout": params.adapter_dropout,
         "targets": params.targets,
     }
 

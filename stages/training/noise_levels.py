@@ -9,7 +9,8 @@ With n a standard normal draw and s the sigmoid:
 - `uniform`      u in [0, 1), what diffusers' FLUX LoRA script draws by default;
 - `shifted`      s(location + scale n + mu), where mu grows with the number of tokens as in
                  FLUX.1-dev's sampler. Shifting t to e^mu / (e^mu + 1/t - 1) adds mu to t's logit,
-                 so this is kohya-ss/sd-scripts' timestep_sampling flux_shift.
+                 so at location 0 this is timestep_sampling flux_shift of kohya-ss/sd-scripts
+                 (library/flux_train_utils.py), where the scale is sigmoid_scale.
 """
 
 from __future__ import annotations

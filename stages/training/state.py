@@ -35,8 +35,9 @@ _log = logging.getLogger(__name__)
 class Row:
     """One row of the history: step 0 is the base model; None is not measured.
 
-    The losses at fixed points are those of `validation.Measures`, `validation_loss_ema` that of the
-    weights' moving average, where one is kept; the last two are those of `step.StepResult`.
+    The losses at fixed points are those of `validation.Measures`, `validation_loss_ema` and
+    `probe_loss_ema` two of them of the weights' moving average, where one is kept; the last two
+    are those of `step.StepResult`.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Row:
     validation_loss_high: float | None = None
     probe_loss: float | None = None
     validation_loss_ema: float | None = None
+    probe_loss_ema: float | None = None
     regularisation_loss: float | None = None
     preservation_loss: float | None = None
 

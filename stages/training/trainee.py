@@ -37,6 +37,11 @@ class Trainee:
     average: Average | None
 
 
+def count_parameters(transformer: FluxTransformer2DModel) -> int:
+    """Return how many numbers the adapter on `transformer` has."""
+    return sum(matrix.numel() for matrix in lora_parameters(transformer).values())
+
+
 def make_trainee(transformer: FluxTransformer2DModel, params: TrainParams) -> Trainee:
     """Return the trainee at its start; `transformer` carries the trainable adapter.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import warnings
@@ -147,6 +148,20 @@ def test_kohyas_fields_are_those_of_the_file(tmp_path: Path) -> None:
     assert fields(4, 4) == ("4", "4.0")
     assert fields(4, 16) == ("Dynamic", "Dynamic")
     assert "ss_network_dim" not in read_adapter(tmp_path / "a.safetensors").metadata
+
+
+def test_the_hash_is_that_of_the_data(tmp_path: Path) -> None:
+    """ModelSpec: SHA-256 of what follows the header; a source's own hash is not carried over."""
+    pair = LoraPair(torch.ones(2, 3), torch.ones(4, 2), 1.0)
+    lying = {"modelspec.hash_sha256": "0xdead"}
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, Adapter({"transformer_blocks.0.attn.to_q": pair}, lying))
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    with safe_open(path, framework="pt") as file:
+        stated = file.metadata()["modelspec.hash_sha256"]
+    assert stated == f"0x{hashlib.sha256(data[start:]).hexdigest()}"
+    assert "modelspec.hash_sha256" not in read_adapter(path).metadata
 
 
 def test_all_problems_come_in_one_message(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from stages.contracts.params import (
     SingleFilesParams,
     load_params,
 )
+from stages.contracts.params.idle import NEUTRAL
 
 ROOT = Path(__file__).parents[2]
 Document = dict[str, Any]
@@ -242,7 +243,11 @@ def test_template_knows_its_gaps(written: Writer, template: str, expected: str) 
         ("encode", {"sizes_px": [512, 512]}, "lists a size more than once"),
         ("encode", {"class_prompts": ["a tok"]}, "encode.class_prompts contain the trigger 'tok'"),
         ("encode", {"class_prompts": ["a", "a"]}, "lists a prompt more than once"),
-        ("encode", {"trigger_class": "Tok"}, "encode.trigger_class is the trigger 'tok'"),
+        (
+            "encode",
+            {"trigger_class": "Tok", "without_trigger": True},
+            "encode.trigger_class is the trigger 'tok'",
+        ),
         ("encode", {"trigger_class": "a\nb"}, "line breaks"),
         ("train", {"output_preservation": 1.0}, "set encode.without_trigger: true"),
     ],
@@ -263,3 +268,165 @@ def test_style_may_be_mirrored(written: Writer) -> None:
         document["prepare"]["kind"] = "style"
 
     assert load_params(written(change)).encode.flip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strengths": [0.5, 0.5]}, "strengths names one twice"),
+        ({"strengths": [0.12345]}, "more than three decimals"),
+        ({"strengths": [1.6]}, "less than or equal to 1.5"),
+        ({"groups": {"Early": ["double.0-6"]}}, "render.groups.Early"),
+        ({"groups": {"early": ["double.6-0"]}}, "runs backwards"),
+        ({"subsets": {"a": {"single.1-9": 1.0, "single.9": 0.5, "base": 1.0}}}, "two strengths"),
+        ({"subsets": {"a": {"blocks": 1.0}}}, "not a pattern of blocks"),
+    ],
+)
+def test_pictures_that_cannot_be_named_or_made_are_refused(
+    written: Writer, changes: Document, message: str
+) -> None:
+    """Each strength, band and mix of blocks is one picture with one meaning."""
+    with pytest.raises(ParamsError, match=message):
+        load_params(written(lambda document: document["render"].update(changes)))
+
+
+def test_formats_that_do_not_compile_are_not_compiled(written: Writer) -> None:
+    """docs/hardware.md: torch.compile refuses int8 and fp8."""
+
+    def spoil(document: Document) -> None:
+        document["render"]["compile"] = True
+        document["model"].update({"precision": "bfloat16", "quantisation": "fp8"})
+
+    with pytest.raises(ParamsError, match=r"render\.compile: true does not work with"):
+        load_params(written(spoil))
+
+
+IDLE: dict[str, Document] = {
+    "caption": {"subject": "a robot", "tag_threshold": 0.5, "character_threshold": 0.5},
+    "encode": {"class_pictures": 30, "trigger_class": "person"},
+    "prepare": {"focus": "saliency", "fit": "pad"},
+    "slim": {"candidates": 9, "chooser": "shares"},
+    "train": {
+        "mask_floor": 0.2,
+        "min_snr_gamma": 1.0,
+        "output_preservation_share": 0.5,
+        "scheduler_cycles": 2,
+        "scheduler_power": 2.0,
+        "timestep_location": 0.5,
+        "timestep_scale": 2.0,
+    },
+}
+"""Values that nothing reads, and what keeps them from being read."""
+
+
+def test_values_without_effect_are_refused_together(written: Writer) -> None:
+    """Whoever sets a value expects it to do something; each is named with its line and way out."""
+
+    def spoil(document: Document) -> None:
+        for section, values in IDLE.items():
+            document[section].update(values)
+
+    path = written(spoil)
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    error = caught.value
+    named = {problem.where.rpartition(" ")[2]: problem for problem in error.problems}
+    switches = {"prepare.fit", "slim.chooser"}
+    expected = {f"{section}.{key}" for section, values in IDLE.items() for key in values}
+    assert named.keys() == expected - switches
+    lines = path.read_text(encoding="utf-8").splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if "scheduler_cycles" in line)
+    assert str(named["train.scheduler_cycles"]) == (
+        f"{path}:{number} train.scheduler_cycles: 2 has no effect without scheduler: "
+        "cosine-restarts. Set it to 1, or ask for scheduler: cosine-restarts."
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("caption", {"captioner": "wd14", "tag_threshold": 0.5, "character_threshold": 0.5}),
+        ("caption", {"captioner": "template", "template": "a {subject}", "subject": "b"}),
+        ("caption", {"prefix": "a photograph of", "suffix": "in daylight"}),
+        ("encode", {"class_prompts": ["a robot"], "class_pictures": 30}),
+        ("encode", {"without_trigger": True, "trigger_class": "person"}),
+        ("prepare", {"focus": "saliency"}),
+        ("slim", {"candidates": 9}),
+        ("train", {"masked_loss": True, "mask_floor": 0.2}),
+        ("train", {"loss_weighting": "min-snr", "min_snr_gamma": 1.0}),
+        ("train", {"scheduler": "cosine-restarts", "scheduler_cycles": 2}),
+        ("train", {"scheduler": "polynomial", "scheduler_power": 2.0}),
+        ("train", {"timesteps": "shifted", "timestep_location": 0.5, "timestep_scale": 2.0}),
+    ],
+)
+def test_values_with_an_effect_are_accepted(
+    written: Writer, section: str, values: Document
+) -> None:
+    """The same values where something reads them."""
+    params = load_params(written(lambda document: document[section].update(values)))
+    assert getattr(params, section).model_dump().items() >= values.items()
+
+
+def test_regularisation_needs_pictures(written: Writer) -> None:
+    """A share of samples that there are no pictures for; class prompts or a concept bring some."""
+    idle = {"regularisation_share": 0.3, "regularisation_weight": 0.5}
+    with pytest.raises(ParamsError) as caught:
+        load_params(written(lambda document: document["train"].update(idle)))
+    message = str(caught.value)
+    assert "train.regularisation_share: 0.3 has no effect without encode.class_prompts" in message
+    assert "train.regularisation_weight: 0.5 has no effect" in message
+
+    def with_prompts(document: Document) -> None:
+        document["train"].update(idle)
+        document["encode"]["class_prompts"] = ["a robot"]
+
+    def with_concept(document: Document) -> None:
+        document["train"].update(idle)
+        concept = {"folder": "robots", "repeats": 1, "regularisation": True}
+        document["prepare"]["concepts"] = [concept]
+
+    for change in (with_prompts, with_concept):
+        assert load_params(written(change)).train.regularisation_share == 0.3
+
+
+def test_warmup_that_never_ends_is_refused(written: Writer) -> None:
+    """The rate that was asked for would never be reached."""
+    change = {"warmup_steps": 300}
+    with pytest.raises(ParamsError, match=r"warmup_steps: 300 are not fewer than the 300 steps"):
+        load_params(written(lambda document: document["train"].update(change)))
+
+
+def test_all_broken_rules_of_a_section_are_named(written: Writer) -> None:
+    """The first one does not hide the others."""
+    change = {"checkpoint_every": 75, "optimiser": "prodigy", "scheduler_cycles": 2}
+    with pytest.raises(ParamsError) as caught:
+        load_params(written(lambda document: document["train"].update(change)))
+    message = str(caught.value)
+    assert "3 problems" in message
+    for part in ("must be a multiple of validation_every", "as a factor", "2 has no effect"):
+        assert part in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(written: Writer, value: float) -> None:
+    """YAML knows .nan and .inf, and a range lets infinity through."""
+
+    def spoil(document: Document) -> None:
+        document["train"]["timestep_location"] = value
+        document["train"]["gradient_clip"] = value
+        document["train"]["validation_sigmas"] = [0.5, value]
+        document["prepare"]["max_aspect"] = value
+
+    with pytest.raises(ParamsError) as caught:
+        load_params(written(spoil))
+    message = str(caught.value)
+    assert message.count("Input should be a finite number") == 4
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))])
+def test_presets_hold_the_neutral_values(path: Path) -> None:
+    """What a refused value is told to become is what every preset has, and changes nothing."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, value in NEUTRAL.items():
+        section, key = name.split(".")
+        assert document[section][key] == value, name

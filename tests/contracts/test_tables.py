@@ -54,6 +54,7 @@ def test_reading_what_was_written_gives_the_same_table(tmp_path: Path) -> None:
             "validation_loss_high": [0.5, float("nan")],
             "probe_loss": [0.74, float("nan")],
             "validation_loss_ema": [float("nan"), float("nan")],
+            "probe_loss_ema": [float("nan"), float("nan")],
             "regularisation_loss": [float("nan"), 0.4],
             "preservation_loss": [float("nan"), 0.01],
         }

@@ -45,6 +45,7 @@ def row(
         "repeats": 3 if name == "b" else 1,
         "regularisation": False,
         "caption": caption,
+        "trigger": "tok" if kind == "image" else "",
         "latents_file": latents,
         "mirrored_file": "",
         "text_file": text or f"text-{name}.safetensors",
@@ -184,4 +185,16 @@ def test_regularisation_pictures_stand_apart(folder: Path) -> None:
     index.loc[index["kind"] == "image", "regularisation"] = True
     write_table(ENCODED, index, folder / INDEX)
     with pytest.raises(DatasetError, match=r"2 problems[\s\S]*split 'train'"):
+        read_encoded(folder)
+
+
+def test_the_trigger_is_the_stated_one(folder: Path) -> None:
+    """It comes from the table of captions, however many pictures there are; one run has one."""
+    assert read_encoded(folder).trigger == "tok"
+    index = read_table(ENCODED, folder / INDEX)
+    write_table(ENCODED, index.assign(trigger=""), folder / INDEX)
+    assert read_encoded(folder).trigger == ""
+    index.loc[index["name"] == "a", "trigger"] = "kot"
+    write_table(ENCODED, index, folder / INDEX)
+    with pytest.raises(DatasetError, match="begin with different triggers: kot, tok"):
         read_encoded(folder)

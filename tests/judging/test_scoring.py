@@ -11,6 +11,7 @@ from diffusers import FluxTransformer2DModel
 from stages.adapters.attach import extract_adapter, lora_parameters
 from stages.contracts.params import TrainParams
 from stages.families.noise import keyed_normal
+from stages.judging.candidates import BASE_MODEL, Candidate
 from stages.judging.scoring import (
     COPY_RATIO,
     Drawn,
@@ -35,7 +36,7 @@ def brighter(picture: Image, levels: int) -> Image:
     return (picture + np.uint8(levels)).astype(np.uint8)
 
 
-BASE = Drawn(0, [noise(0), noise(1)], [noise(2)])
+BASE = Drawn(BASE_MODEL, [noise(0), noise(1)], [noise(2)])
 
 
 def far(_: Image) -> torch.Tensor:
@@ -45,9 +46,16 @@ def far(_: Image) -> torch.Tensor:
 
 def test_effect_and_bleed() -> None:
     """Ten grey levels with the trigger, five without: a quarter of the squared difference."""
-    drawn = Drawn(5, [brighter(each, 10) for each in BASE.samples], [brighter(noise(2), 5)])
+    drawn = Drawn(
+        Candidate(5), [brighter(each, 10) for each in BASE.samples], [brighter(noise(2), 5)]
+    )
     score = score_pictures(drawn, BASE, TrainingSet(TRAINING), far)
-    assert (score.step, score.effect_mse, score.plain_mse, score.bleed) == (5, 100.0, 25.0, 0.25)
+    assert (score.candidate.step, score.effect_mse, score.plain_mse, score.bleed) == (
+        5,
+        100.0,
+        25.0,
+        0.25,
+    )
     assert score.diversity == pytest.approx(1.0, abs=0.01)
     assert not score.collapsed
 
@@ -62,11 +70,13 @@ def test_collapse_is_uniform_or_alike() -> None:
     """A black picture among others, or the same picture for every prompt."""
     black = np.zeros((32, 32, 3), np.uint8)
     training = TrainingSet(TRAINING)
-    assert score_pictures(Drawn(1, [black, noise(1)], [noise(2)]), BASE, training, far).collapsed
-    same = score_pictures(Drawn(1, [noise(3)] * 2, [noise(3)]), BASE, training, far)
+    assert score_pictures(
+        Drawn(Candidate(1), [black, noise(1)], [noise(2)]), BASE, training, far
+    ).collapsed
+    same = score_pictures(Drawn(Candidate(1), [noise(3)] * 2, [noise(3)]), BASE, training, far)
     assert same.diversity == 0.0
     assert same.collapsed
-    uniform_base = Drawn(0, [black, noise(1)], [noise(2)])
+    uniform_base = Drawn(BASE_MODEL, [black, noise(1)], [noise(2)])
     assert not score_pictures(uniform_base, uniform_base, training, far).collapsed
 
 
@@ -91,7 +101,7 @@ def test_without_distances_there_is_no_memorisation_score(latents: list[torch.Te
 
 def test_nothing_drawn_nothing_scored() -> None:
     """Without prompts a run is judged by its losses."""
-    empty = Drawn(0, [], [])
+    empty = Drawn(BASE_MODEL, [], [])
     score = score_pictures(empty, empty, TrainingSet(TRAINING), far)
     assert (score.effect_mse, score.diversity, score.detail, score.collapsed) == (
         None, None, None, False,
@@ -102,8 +112,8 @@ def test_nothing_drawn_nothing_scored() -> None:
 def test_notes_say_what_was_measured() -> None:
     """One line per score, with collapse last."""
     black = np.zeros((32, 32, 3), np.uint8)
-    score = score_pictures(Drawn(1, [black] * 2, []), Drawn(0, [noise(0), noise(1)], []),
-                           TrainingSet(TRAINING), far)  # fmt: skip
+    base = Drawn(BASE_MODEL, [noise(0), noise(1)], [])
+    score = score_pictures(Drawn(Candidate(1), [black] * 2, []), base, TrainingSet(TRAINING), far)
     notes = score_notes(score, 0.5)
     assert notes[0] == "validation loss 0.5000"
     assert notes[-1] == "collapsed"

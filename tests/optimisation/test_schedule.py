@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
+from stages.contracts.errors import ParamsError
 from stages.contracts.params import TrainParams
 from stages.optimisation.schedule import learning_rate, settle_steps, total_steps
 
@@ -80,6 +81,12 @@ def test_auto_steps(params: TrainParams, pictures: int, steps: int) -> None:
     """A hundred per picture, within what is known to work."""
     settled = settle_steps(change(params, steps="auto"), pictures)
     assert total_steps(settled) == steps
+
+
+def test_warmup_is_shorter_than_auto_steps(params: TrainParams) -> None:
+    """How many steps there are is known from the pictures alone, so it is refused here."""
+    with pytest.raises(ParamsError, match="500 are not fewer than the 500 steps of 3 pictures"):
+        settle_steps(change(params, steps="auto", warmup_steps=500), 3)
 
 
 def test_a_number_of_steps_stays(params: TrainParams) -> None:

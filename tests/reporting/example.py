@@ -199,6 +199,7 @@ def write_training(data: Path, side_px: int) -> None:
             "validation_loss_high": validation,
             "probe_loss": 0.98 * validation,
             "validation_loss_ema": np.nan,
+            "probe_loss_ema": np.nan,
             "regularisation_loss": float("nan"),
             "preservation_loss": float("nan"),
         }
@@ -217,24 +218,30 @@ def write_training(data: Path, side_px: int) -> None:
     _write_verdict(data / "train", side_px)
     reason = "step 400 of 400: lowest validation loss (0.2117), 48 % below base"
     metrics["selected_because"] = reason
-    sizes = {"selected_step": 400, "trainable_parameters": 325_000, "adapter_bytes": ADAPTER_BYTES}
+    sizes = {
+        "selected_step": 400,
+        "selected_weights": "raw",
+        "trainable_parameters": 325_000,
+        "adapter_bytes": ADAPTER_BYTES,
+    }
     write_json(data / "train" / "metrics.json", {**metrics, **sizes})
 
 
 def _write_verdict(train: Path, side_px: int) -> None:
     scores = pd.DataFrame(
         {
-            "step": [0, 200, 400],
-            "validation_loss": [0.41, 0.23, 0.2117],
-            "probe_loss": [0.4, 0.22, 0.2],
-            "effect_mse": [0.0, 300.0, 500.0],
-            "plain_mse": [0.0, 100.0, 200.0],
-            "bleed": [np.nan, 1 / 3, 0.4],
-            "diversity": [1.0, 0.9, 0.8],
-            "detail": [40.0, 38.0, 37.0],
-            "nearest_training": [1.4, 1.1, 0.9],
+            "step": [0, 200, 400, 400],
+            "weights": ["raw", "raw", "raw", "ema"],
+            "validation_loss": [0.41, 0.23, 0.2117, 0.22],
+            "probe_loss": [0.4, 0.22, 0.2, 0.21],
+            "effect_mse": [0.0, 300.0, 500.0, 400.0],
+            "plain_mse": [0.0, 100.0, 200.0, 150.0],
+            "bleed": [np.nan, 1 / 3, 0.4, 0.375],
+            "diversity": [1.0, 0.9, 0.8, 0.85],
+            "detail": [40.0, 38.0, 37.0, 37.5],
+            "nearest_training": [1.4, 1.1, 0.9, 1.0],
             "collapsed": False,
-            "chosen": [False, False, True],
+            "chosen": [False, False, True, False],
         }
     )
     write_table(SCORES, scores, train / "scores.csv")

@@ -125,8 +125,14 @@ def test_training_shows_samples_by_prompt_and_step(evidence: Evidence) -> None:
     assert training.steps == 400
     assert training.reason.startswith("step 400 of 400")
     assert [finding.name for finding in training.findings] == ["bleeding"]
-    assert [row.name for row in training.checkpoints] == ["base model", "step 200", "step 400"]
-    assert [row.chosen for row in training.checkpoints] == [False, False, True]
+    assert [row.name for row in training.checkpoints] == [
+        "base model",
+        "step 200",
+        "step 400",
+        "step 400, moving average",
+    ]
+    assert training.selected == "step 400"
+    assert [row.chosen for row in training.checkpoints] == [False, False, True, False]
     assert training.checkpoints[0].numbers[3] == "–", "the base model cannot bleed"
     assert training.sheet.startswith("data:image/")
     assert training.chart is not None

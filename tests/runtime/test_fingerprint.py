@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.contracts.params.packages import OPTIONAL_PACKAGES
 from stages.runtime import fingerprint
 from stages.runtime.fingerprint import (
     package_versions,
@@ -54,8 +55,32 @@ def test_package_versions_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another torch may give other bits."""
     before = run_fingerprint(PARAMS, INPUTS, TRAIN)
     monkeypatch.setattr(fingerprint, "version", lambda _: "0.0")
-    assert set(package_versions().values()) == {"0.0"}
+    assert set(package_versions(PARAMS).values()) == {"0.0"}
     assert run_fingerprint(PARAMS, INPUTS, TRAIN) != before
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "package"),
+    [(*asked, package) for asked, package in OPTIONAL_PACKAGES.items()],
+)
+def test_optional_packages_count_where_they_are_used(
+    monkeypatch: pytest.MonkeyPatch, section: str, key: str, value: str, package: str
+) -> None:
+    """To install one, or another version of it, changes no run that does without it."""
+    params = {"model": {"quantisation": "none"}, "train": {"optimiser": "adamw"}}
+    using = params | {section: {key: value}}
+    asked: list[str] = []
+
+    def version(name: str) -> str:
+        asked.append(name)
+        return f"{len(asked)}.0" if name in OPTIONAL_PACKAGES.values() else "0.0"
+
+    monkeypatch.setattr(fingerprint, "version", version)
+    plain = run_fingerprint(params, INPUTS, TRAIN)
+    assert set(asked).isdisjoint(OPTIONAL_PACKAGES.values())
+    assert package_versions(using).keys() - package_versions(params).keys() == {package}
+    assert run_fingerprint(using, INPUTS, TRAIN) != run_fingerprint(using, INPUTS, TRAIN)
+    assert run_fingerprint(params, INPUTS, TRAIN) == plain
 
 
 def test_source_files_are_the_imports_of_train() -> None:

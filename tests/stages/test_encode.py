@@ -25,7 +25,7 @@ PARAMS = EncodeParams(
     without_trigger=False,
     trigger_class="",
     class_prompts=[],
-    class_pictures=2,
+    class_pictures=20,
     sample_prompts=["tok, a robot", "tok, second"],
 )
 SAMPLING = SamplingParams(size_px=128, steps=2, guidance=2.5, batch=2)
@@ -328,6 +328,8 @@ def test_captions_without_the_trigger_are_encoded_on_demand(
     index = read_table(ENCODED, tmp_path / "out" / "index.csv").set_index("name")
     assert index.loc["first", "plain_caption"] == "second, a robot"
     assert index.loc["third", "plain_text_file"] == "", "held-out pictures are not trained on"
+    assert index["trigger"].drop(["empty"]).eq("tok").sum() == len(NAMES)
+    assert encoded.trigger == "tok"
     first, (other,) = encoded.training[0], encoded.regularisation
     assert first.plain_text is not None
     assert not torch.equal(first.plain_text.tokens, first.text.tokens)

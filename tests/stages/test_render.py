@@ -14,7 +14,7 @@ from stages import render as module
 from stages.adapters.compatibility import linear_shapes
 from stages.adapters.files import write_adapter
 from stages.contracts.blocks import BlockId
-from stages.contracts.errors import AdapterError
+from stages.contracts.errors import AdapterError, ParamsError
 from stages.contracts.params import ModelParams, PromptsParams, RenderParams, SamplingParams
 from stages.contracts.tables import RENDERED, read_table
 from stages.render import render
@@ -30,6 +30,22 @@ PROMPTS = PromptsParams(
     seeds=[0, 1],
     held_out_seeds=[2],
 )
+RENDER = RenderParams(
+    modes=["only", "without"],
+    without_trigger_modes=[],
+    strengths=[],
+    groups={},
+    subsets={},
+    random_seed=None,
+    compile=False,
+)
+MORE = {
+    "without_trigger_modes": ["without"],
+    "strengths": [0.5, 1.0],
+    "groups": {"early": ["double", "single.0"], "absent": ["single.0-1"]},
+    "subsets": {"soft": {"double.0-1": 1.0, "single": 0.5}},
+    "random_seed": 3,
+}
 Run = Callable[..., Path]
 
 
@@ -54,8 +70,8 @@ def run(
     weights = write_tiny_folder(tmp_path, tiny_flux, nano_flux)
     monkeypatch.setenv("BLOCKLENS_STATE", str(tmp_path / "state"))
 
-    def run_render(name: str = "render", modes: tuple[str, ...] = ("only", "without")) -> Path:
-        params = RenderParams(modes=list(modes))
+    def run_render(name: str = "render", **changes: object) -> Path:
+        params = RENDER.model_copy(update=changes)
         paths = {"weights": weights, "adapter": adapter, "out": tmp_path / name}
         render(params, MODEL, SAMPLING, PROMPTS, **paths)
         return tmp_path / name
@@ -92,8 +108,46 @@ def test_every_variant_has_its_pictures(run: Run) -> None:
 
 def test_one_mode_is_half_the_work(run: Run) -> None:
     """Modes that params do not ask for are not rendered."""
-    index = read_table(RENDERED, run(modes=("without",)) / "index.csv")
+    index = read_table(RENDERED, run(modes=["without"]) / "index.csv")
     assert not index["variant"].str.startswith("only:").any()
+
+
+def test_what_is_asked_for_has_pictures_and_its_own_gates(run: Run) -> None:
+    """Strengths, bands, subsets, noise and the bleeding per block; a band that is absent has none.
+
+    The adapter has double.1 and single.2: `early` is double.1 alone, and nothing is in `absent`.
+    """
+    out = run(**MORE)
+    index = read_table(RENDERED, out / "index.csv")
+    variants = index.groupby("prompt")["variant"].agg(set)
+    assert variants["without-trigger-0"] == {"none", "full", "without:double.1", "without:single.2"}
+    added = {"strength:0.5", "strength:1", "only-group:early", "without-group:early"}
+    added |= {"subset:soft", "random:double.1", "random:single.2"}
+    assert added <= variants["develop-0"]
+    assert not index["variant"].str.contains("absent").any()
+    files = contents(out / "images" / "develop-0-1")
+    assert files["strength-1.png"] == files["full.png"]
+    assert files["only-group-early.png"] == files["only-double.1.png"]
+    assert files["without-group-early.png"] == files["only-single.2.png"]
+    others = [files[f"{name}.png"] for name in ("strength-0.5", "subset-soft", "random-double.1")]
+    assert len({*others, files["full.png"], files["none.png"], files["only-double.1.png"]}) == 6
+
+
+def test_a_picture_does_not_depend_on_what_else_is_asked_for(run: Run) -> None:
+    """More variants, fewer variants: the pictures that both have are equal, byte for byte."""
+    few = contents(run("few", modes=["without"]) / "images")
+    many = contents(run("many", **MORE) / "images")
+    assert len(few) == 4 * 5 + 2 * 2
+    assert {file: many[file] for file in few} == few
+
+
+def test_bands_beyond_the_model_are_refused_before_anything_is_loaded(run: Run) -> None:
+    """Every pattern that names blocks which the base model lacks is in one message."""
+    groups, subsets = {"all": ["double.0-18"]}, {"faces": {"single.7": 0.5}}
+    with pytest.raises(ParamsError) as caught:
+        run(groups=groups, subsets=subsets)
+    assert "render.groups.all: 'double.0-18'" in str(caught.value)
+    assert "render.subsets.faces: 'single.7'" in str(caught.value)
 
 
 def test_noise_floor_and_variants_differ_as_they_should(run: Run) -> None:
@@ -148,7 +202,7 @@ def test_a_killed_render_goes_on_with_what_is_missing(
     assert len(list((tmp_path / "state").rglob("*.png"))) == 9
     made.append(-1)  # past the kill
     run("resumed")
-    assert len(made) == 10 + 32 - 8  # the third batch had one picture of four: made whole again
+    assert len(made) == 10 + 32 - 8  # the series' last batch had one picture of two: whole again
     assert contents(tmp_path / "resumed") == whole
     assert not list((tmp_path / "state").rglob("*.png"))
 
@@ -158,7 +212,7 @@ def test_another_adapter_starts_anew(run: Run, tmp_path: Path, adapter: Path) ->
     folders = []
     for content in (adapter.read_bytes(), adapter.read_bytes() + b" "):
         adapter.write_bytes(content)
-        sections = {"render": RenderParams(modes=["only"]), "model": MODEL}
+        sections = {"render": RENDER, "model": MODEL}
         folders.append(module._state_folder(sections, tmp_path / "manifest.json", adapter))
     assert folders[0] != folders[1]
     assert os.fspath(folders[0]).startswith(os.fspath(tmp_path / "state"))

@@ -153,9 +153,7 @@ def test_refitted_strengths_recover_more(run: Run, tmp_path: Path) -> None:
     """
     even = dict.fromkeys(BLOCKS, 0.02)
     plain = run(even, block_table(even), name="plain", recovery=0.5)
-    refitted = run(
-        even, block_table(even), name="refitted", refit_ridge=0.1, recovery=0.5
-    )
+    refitted = run(even, block_table(even), name="refitted", refit_ridge=0.1, recovery=0.5)
     curves = [read_table(CURVE, out / "curve.csv")["predicted"] for out in (plain, refitted)]
     assert (curves[1][2:5] > curves[0][2:5]).all()
     table = read_table(STRENGTHS, refitted / "strengths.csv").set_index("block")["strength"]

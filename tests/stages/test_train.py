@@ -93,6 +93,7 @@ def write_encoded(folder: Path, *, channels: int = 8, broken: str = "") -> Path:
             "repeats": 1,
             "regularisation": False,
             "caption": caption,
+            "trigger": "tok" if kind == "image" else "",
             "latents_file": f"latents-{name}.safetensors" if kind == "image" else "",
             "mirrored_file": "",
             "text_file": f"text-{name}.safetensors",
@@ -242,6 +243,53 @@ def test_every_checkpoint_is_scored_against_the_base_model(
     assert scores.bleed[8] == pytest.approx(scores.plain_mse[8] / scores.effect_mse[8])
     findings = read_table(DIAGNOSIS, tmp_path / "out" / "diagnosis.csv")["finding"]
     assert set(json.loads(files["metrics.json"])["findings"].split("; ")) == set(findings)
+
+
+def test_the_moving_average_is_scored_and_can_be_chosen(
+    weights: Path, encoded: Path, tmp_path: Path
+) -> None:
+    """A row of its own beside the weights' for each checkpoint, in the sheet too; best of all."""
+    files = run(weights, encoded, tmp_path / "out", ema_decay=0.9, sample_every=4)
+    history = read_table(HISTORY, tmp_path / "out" / "history.csv").set_index("step")
+    scores = read_table(SCORES, tmp_path / "out" / "scores.csv").set_index(["step", "weights"])
+    kinds = [(0, "raw"), (4, "ema"), (4, "raw"), (8, "ema"), (8, "raw")]
+    assert list(scores.index) == kinds
+    assert scores.validation_loss[8, "ema"] == history.validation_loss_ema[8]
+    assert scores.probe_loss[8, "ema"] == history.probe_loss_ema[8]
+    assert scores.effect_mse[8, "ema"] > 0
+    assert scores.effect_mse[8, "ema"] != scores.effect_mse[8, "raw"], "drawn with its own weights"
+    metrics = json.loads(files["metrics.json"])
+    best = scores.validation_loss.drop((0, "raw")).idxmin()
+    assert (metrics["selected_step"], metrics["selected_weights"]) == best
+    assert scores.index[scores.chosen].tolist() == [best]
+    names = {"raw": "raw weights", "ema": "moving average"}
+    assert metrics["selected_because"].startswith(f"step {best[0]} of 8, {names[best[1]]}: ")
+    ending = "-ema" if best[1] == "ema" else ""
+    kept = files[f"checkpoints/step-{best[0]:04d}{ending}.safetensors"]
+    assert files["adapter.safetensors"] == kept
+    run(weights, encoded, tmp_path / "without", sample_every=4)
+    with_averages, without = (
+        Image.open(tmp_path / name / "sheet.png").height for name in ("out", "without")
+    )
+    assert with_averages - without == 2 * 218, "two rows more"
+
+
+def test_last_is_the_weights_whatever_the_average(
+    weights: Path, encoded: Path, tmp_path: Path
+) -> None:
+    """The average is kept beside them, never in their place."""
+    files = run(weights, encoded, tmp_path / "out", ema_decay=0.9, select="last")
+    assert files["adapter.safetensors"] == files["checkpoints/step-0008.safetensors"]
+    assert json.loads(files["metrics.json"])["selected_weights"] == "raw"
+
+
+def test_more_checkpoints_than_the_sheet_holds_are_refused(
+    weights: Path, encoded: Path, tmp_path: Path
+) -> None:
+    """Each has two rows where an average is kept."""
+    many: dict[str, Any] = {"steps": 125, "checkpoint_every": 1, "validation_every": 1}
+    with pytest.raises(ParamsError, match="gives 125 checkpoints; the sheet has room for 124"):
+        run(weights, encoded, tmp_path / "out", ema_decay=0.9, **many)
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def encoded() -> Encoded:
         samples=(Prompt("tok", make_text("tok")),),
         plain=(Prompt("a circle", make_text("a circle")),),
         sha256="0" * 64,
+        trigger="tok",
     )
 
 

@@ -17,6 +17,7 @@ from stages.adapters.attach import lora_parameters
 from stages.adapters.files import read_adapter
 from stages.contracts.errors import TrainingError
 from stages.encoding.encoded import Encoded
+from stages.training.live import HISTORY_NAME
 from stages.training.loop import Pictures, Run, average_name, checkpoint_name, train_adapter
 from stages.training.state import Journal
 from stages.training.validation import measure
@@ -49,7 +50,8 @@ def test_journal_and_files_of_a_run(undisturbed: tuple[Journal, dict[str, bytes]
     assert measured == [0, 2, 4, 6]
     names = {checkpoint_name(4), checkpoint_name(6)}
     names |= {f"samples/step-{step:04d}-0.png" for step in (0, 3, 6)}
-    assert set(files) == names == set(journal.files)
+    assert set(files) == names | {HISTORY_NAME}
+    assert set(journal.files) == names
 
 
 def test_checkpoint_is_the_adapter_at_its_step(make_run: MakeRun, tmp_path: Path) -> None:
@@ -173,7 +175,9 @@ def test_average_is_kept_beside_the_weights(
     change = {"ema_decay": 0.9}
     journal = train_adapter(make_run(change=change), tmp_path)
     expected = undisturbed[0]
-    assert [replace(row, validation_loss_ema=None) for row in journal.history] == expected.history
+    assert [
+        replace(row, validation_loss_ema=None, probe_loss_ema=None) for row in journal.history
+    ] == expected.history
     assert set(journal.files) - set(expected.files) == {average_name(4), average_name(6)}
     raw, average = (read_adapter(tmp_path / name(6)) for name in (checkpoint_name, average_name))
     assert average.metadata == {**raw.metadata, "blocklens.weights": "ema"}

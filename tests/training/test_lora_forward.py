@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from stages.adapters.attach import detach, extract_adapter, lora_parameters
+from stages.adapters.attach import detach, extract_adapter, lora_layers, lora_parameters
 from stages.contracts.params import TrainParams
 from stages.encoding.encoded import Encoded
 from stages.training.batches import draw_sample
@@ -95,6 +95,27 @@ def test_dropped_ranks_are_those_of_a_smaller_adapter(
     whole, _ = losses_and_gradients(tiny_flux, encoded)
     assert whole[0] == losses[0]
     assert whole[1] != losses[1]
+
+
+def test_a_shared_down_has_one_draw(
+    tiny_flux: FluxTransformer2DModel, encoded: Encoded, params: TrainParams
+) -> None:
+    """To sd-scripts q, k and v are one layer with one mask: no rank is dropped in one of them."""
+    attach_with_effect(tiny_flux, params.model_copy(update={"targets": "kohya"}))
+    shorten_lora_forward(tiny_flux)
+    downs = [name for name in lora_parameters(tiny_flux) if "lora_A" in name]
+    assert total_rank(tiny_flux) == 2 * len(downs) < 2 * len(lora_layers(tiny_flux))
+    kept = [[float(number % 3 != 0), float(number % 2)] for number in range(len(downs))]
+    smaller = copy.deepcopy(tiny_flux)
+    with torch.no_grad():
+        parameters = lora_parameters(smaller)
+        for name, ranks in zip(downs, kept, strict=True):
+            parameters[name].mul_(torch.tensor(ranks)[:, None])
+    shorten_lora_forward(smaller)
+    expected, _ = losses_and_gradients(smaller, encoded)
+    with rank_dropout(tiny_flux, torch.tensor(kept).flatten().repeat(3, 1)):
+        losses, _ = losses_and_gradients(tiny_flux, encoded)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_factors_keep_the_mean() -> None:

@@ -7,15 +7,18 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 from stages.contracts.params import BlockSetting, ModelParams, TrainParams
 from stages.encoding.encoded import Encoded
 from stages.families.architecture import Architecture
+from stages.optimisation.optimiser import build_optimiser
+from stages.training.kohya_fields import OPTIMISERS
 from stages.training.metadata import (
     Origin,
     adapter_metadata,
     architecture_name,
-    common_trigger,
     tag_frequency,
 )
 
@@ -50,8 +53,13 @@ def test_has_the_fields_that_other_tools_show(encoded: Encoded, params: TrainPar
     fields = metadata(encoded, params)
     kohya = {"v2", "base_model_version", "network_module", "network_args", "sd_model_name"}
     assert {f"ss_{name}" for name in kohya} <= fields.keys()
-    required = {"sai_model_spec", "architecture", "implementation", "title"}
+    required = {"sai_model_spec", "architecture", "implementation", "title", "resolution"}
     assert {f"modelspec.{name}" for name in required} <= fields.keys()
+    assert fields["modelspec.sai_model_spec"] == "1.0.1"
+    assert fields["modelspec.implementation"] == "diffusers"
+    assert fields["modelspec.description"] == (
+        "LoRA of rank 2 for base, trained on 5 pictures, after step 4 of 6."
+    )
     assert fields["ss_resolution"] == "(32, 32)"
     assert (fields["ss_num_train_images"], fields["ss_num_reg_images"]) == ("5", "0")
     assert fields["modelspec.architecture"] == "flux-1-dev/lora"
@@ -75,18 +83,78 @@ def test_tag_frequency_counts_captions(encoded: Encoded) -> None:
     assert counts["picture-3"] == 1
 
 
-def test_trigger_is_what_all_captions_begin_with(encoded: Encoded, params: TrainParams) -> None:
-    """Tools show it beside the file; where captions begin differently there is none."""
+def test_trigger_is_the_stated_one(encoded: Encoded, params: TrainParams) -> None:
+    """What stage caption put first, however captions begin; without one, tools show none."""
+    fields = metadata(replace(encoded, trigger="myword"), params)
+    assert fields["modelspec.trigger_phrase"] == fields["modelspec.title"] == "myword"
+    assert fields["modelspec.usage_hint"] == "Begin the prompt with myword."
+    fields = metadata(replace(encoded, trigger=""), params)
+    assert fields.keys().isdisjoint({"modelspec.trigger_phrase", "modelspec.usage_hint"})
+    assert fields["modelspec.title"] == "adapter"
+
+
+def test_says_how_it_was_trained_in_kohyas_words(encoded: Encoded, params: TrainParams) -> None:
+    """Values as sd-scripts writes them; what a run does not have is None, not left out."""
     fields = metadata(encoded, params)
-    assert fields["modelspec.trigger_phrase"] == fields["modelspec.title"] == "tok"
-    first, *others = encoded.training
-    for caption in ("a robot", ""):
-        data = replace(encoded, training=(replace(first, caption=caption), *others))
-        assert "modelspec.trigger_phrase" not in metadata(data, params)
-        assert metadata(data, params)["modelspec.title"] == "adapter"
-    assert common_trigger([first]) is None
-    captions = [replace(first, caption="tok stands"), replace(first, caption="tok sits")]
-    assert common_trigger(captions) == "tok"
+    expected = {
+        "batch_size_per_device": "2",
+        "dataset_dirs": '{"train": {"img_count": 5, "n_repeats": 1}}',
+        "epoch": "2",
+        "gradient_accumulation_steps": "1",
+        "lr_scheduler": "constant_with_warmup",
+        "max_grad_norm": "1.0",
+        "min_snr_gamma": "None",
+        "noise_offset": "None",
+        "num_batches_per_epoch": "3",
+        "num_epochs": "3",
+        "num_validation_images": "2",
+        "optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01)",
+        "reg_dataset_dirs": "{}",
+        "timestep_sampling": "sigmoid",
+        "unet_lr": "0.001",
+        "weighting_scheme": "none",
+    }
+    assert {name: fields[f"ss_{name}"] for name in expected} == expected
+    change = {
+        "accumulation": 4,
+        "loss_weighting": "min-snr",
+        "scheduler": "cosine-restarts",
+        "timesteps": "shifted",
+        "timestep_location": 0.5,
+    }
+    concepts = tuple(
+        replace(picture, name=f"robots/{picture.name}", repeats=3) for picture in encoded.training
+    )
+    data = replace(encoded, training=concepts, regularisation=encoded.training)
+    changed = metadata(data, params.model_copy(update=change))
+    expected = {
+        "dataset_dirs": '{"robots": {"img_count": 5, "n_repeats": 3}}',
+        "gradient_accumulation_steps": "4",
+        "logit_mean": "0.5",
+        "logit_std": "1.0",
+        "lr_scheduler": "cosine_with_restarts",
+        "min_snr_gamma": "5.0",
+        "num_batches_per_epoch": "4",  # half of the eight samples of a step are regularisation
+        "num_epochs": "2",
+        "reg_dataset_dirs": '{"train": {"img_count": 5, "n_repeats": 1}}',
+        "timestep_sampling": "flux_shift",
+    }
+    assert {name: changed[f"ss_{name}"] for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMISERS))
+def test_optimisers_are_called_what_they_are(params: TrainParams, name: str) -> None:
+    """Class and settings in the file are those of the optimiser that is built."""
+    if name == "adamw8bit":
+        bitsandbytes = pytest.importorskip("bitsandbytes.optim")
+        kind, defaults = bitsandbytes.AdamW8bit, {}
+    else:
+        matrix = {"transformer.a.lora_A.weight": nn.Parameter(torch.zeros(2, 2))}
+        optimiser = build_optimiser(matrix, params.model_copy(update={"optimiser": name}))
+        kind, defaults = type(optimiser), optimiser.param_groups[0]
+    stated, given = OPTIMISERS[name]
+    assert stated == f"{kind.__module__}.{kind.__name__}"
+    assert given.items() <= defaults.items() or name == "adamw8bit"
 
 
 @pytest.mark.parametrize(

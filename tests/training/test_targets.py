@@ -134,7 +134,7 @@ def test_a_location_without_effect_is_refused(
     params: TrainParams, change: dict[str, float]
 ) -> None:
     """Sigmoid is the standard normal's: another location would be ignored without a word."""
-    with pytest.raises(ValueError, match="sigmoid has neither location nor scale"):
+    with pytest.raises(ValueError, match="has no effect without timesteps: logit-normal"):
         TrainParams(**params.model_dump() | change)
     TrainParams(**params.model_dump() | change | {"timesteps": "logit-normal"})
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Self, get_args
+from typing import Any, Final, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from stages.contracts.captions import find_trigger
 from stages.contracts.errors import ParamsError, Problem
-from stages.contracts.params.fields import Section
+from stages.contracts.params.fields import Breach, BrokenRulesError, Section, rule
+from stages.contracts.params.idle import Use, require_effect
 from stages.contracts.params.intake import CaptionParams, EncodeParams, FetchParams, PrepareParams
 from stages.contracts.params.lens import (
     AttributeParams,
@@ -49,8 +50,8 @@ class Params(Section):
     report: ReportParams
     review: ReviewParams
 
-    @model_validator(mode="after")
-    def _offload_recomputes(self) -> Self:
+    @rule
+    def _offload_recomputes(self) -> None:
         keeping = [
             f"{name}.gradient_checkpointing"
             for name, section in (("train", self.train), ("attribute", self.attribute))
@@ -61,10 +62,20 @@ class Params(Section):
                 f"model.offload: group needs {' and '.join(keeping)}: true, or the backward pass "
                 "keeps every weight on the GPU"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _prompts_match_the_trigger(self) -> Self:
+    @rule
+    def _what_is_compiled_compiles(self) -> None:
+        model = self.model
+        if self.render.compile and (
+            model.quantisation in ("int8", "fp8") or model.offload != "none"
+        ):
+            raise ValueError(
+                f"render.compile: true does not work with model.quantisation: {model.quantisation} "
+                f"and model.offload: {model.offload}; set it to false"
+            )
+
+    @rule
+    def _prompts_match_the_trigger(self) -> None:
         trigger = self.caption.trigger
         lacking = [p for p in self.prompts.develop + self.prompts.held_out if trigger not in p]
         if lacking:
@@ -75,10 +86,9 @@ class Params(Section):
             raise ValueError(f"encode.class_prompts contain the trigger {trigger!r}: {having}")
         if find_trigger(self.encode.trigger_class, trigger):
             raise ValueError(f"encode.trigger_class is the trigger {trigger!r}; name its class")
-        return self
 
-    @model_validator(mode="after")
-    def _encoded_is_what_was_prepared(self) -> Self:
+    @rule
+    def _encoded_is_what_was_prepared(self) -> None:
         if (largest := max(self.encode.sizes_px)) > self.prepare.size_px:
             raise ValueError(
                 f"encode.sizes_px has {largest}, but prepare.size_px is {self.prepare.size_px}: "
@@ -89,16 +99,29 @@ class Params(Section):
                 "encode.flip mirrors faces, which prepare.kind: character does not allow: no face "
                 "is symmetric, and the LoRA would learn both. Set encode.flip: false"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _trained_is_what_was_encoded(self) -> Self:
+    @rule
+    def _trained_is_what_was_encoded(self) -> None:
         if self.train.output_preservation > 0 and not self.encode.without_trigger:
             raise ValueError(
                 "train.output_preservation needs captions without the trigger: set "
                 "encode.without_trigger: true"
             )
-        return self
+
+    @rule
+    def _regularisation_has_pictures(self) -> None:
+        marked = any(concept.regularisation for concept in self.prepare.concepts)
+        there, needs = (
+            marked or bool(self.encode.class_prompts),
+            ("encode.class_prompts or a concept with regularisation: true in prepare.concepts"),
+        )
+        share, weight = self.train.regularisation_share, self.train.regularisation_weight
+        require_effect(
+            [
+                Use("train.regularisation_share", share, there, needs),
+                Use("train.regularisation_weight", weight, there, needs),
+            ]
+        )
 
 
 def load_params(path: Path) -> Params:
@@ -119,14 +142,33 @@ def load_params(path: Path) -> Params:
     try:
         return Params.model_validate(document)
     except ValidationError as error:
-        problems = [_problem(path, root, detail) for detail in error.errors()]
+        problems = [one for detail in error.errors() for one in _problems(path, root, detail)]
         raise ParamsError(f"{path} is not valid", problems) from error
+
+
+def _problems(path: Path, root: yaml.Node | None, detail: Any) -> list[Problem]:
+    """Return what is wrong at one place; between the values of a section it can be several."""
+    error = detail.get("ctx", {}).get("error")
+    if not isinstance(error, BrokenRulesError):
+        return [_problem(path, root, detail)]
+    return [_breach(path, root, tuple(detail["loc"]), breach) for breach in error.breaches]
+
+
+def _breach(
+    path: Path, root: yaml.Node | None, section: tuple[int | str, ...], breach: Breach
+) -> Problem:
+    keys = (*section, *(breach.key.split(".") if breach.key else ()))
+    return Problem(_where(path, root, keys), breach.what, breach.remedy or _description(keys))
+
+
+def _where(path: Path, root: yaml.Node | None, keys: tuple[int | str, ...]) -> str:
+    name = ".".join(str(key) for key in keys) or "the file"
+    return f"{path}:{_line(root, keys)} {name}"
 
 
 def _problem(path: Path, root: yaml.Node | None, detail: Any) -> Problem:
     keys = tuple(detail["loc"])
-    name = ".".join(str(key) for key in keys) or "the file"
-    where = f"{path}:{_line(root, keys)} {name}"
+    where = _where(path, root, keys)
     if detail["type"] == "extra_forbidden":
         return Problem(where, "unknown key", _suggestion(keys))
     if detail["type"] == "missing":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stages.contracts.captions import unreadable_signs
 from stages.contracts.params.fields import (
@@ -18,7 +18,9 @@ from stages.contracts.params.fields import (
     Side,
     Text,
     check_pinned,
+    rule,
 )
+from stages.contracts.params.idle import Use, require_effect
 
 _FLORENCE_TASKS: Final = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 _UNASKED: Final = frozenset({"sidecar", "template", "blip", "wd14"})
@@ -54,18 +56,16 @@ class FetchParams(Section):
         "tokenizers."
     )
 
-    @model_validator(mode="after")
-    def _repository_is_pinned(self) -> Self:
+    @rule
+    def _repository_is_pinned(self) -> None:
         check_pinned(self.repository, self.revision)
-        return self
 
-    @model_validator(mode="after")
-    def _weights_have_one_source(self) -> Self:
+    @rule
+    def _weights_have_one_source(self) -> None:
         if self.repository and self.single_files:
             raise ValueError("repository and single_files exclude each other: set one to null")
         if self.single_files and Path(self.single_files.converted).is_relative_to(self.folder):
             raise ValueError("single_files.converted lies in folder, which DVC watches for changes")
-        return self
 
 
 class ConceptParams(Section):
@@ -156,28 +156,30 @@ class PrepareParams(Section):
         "(letterbox, frame) are reported."
     )
 
-    @model_validator(mode="after")
-    def _held_out_once(self) -> Self:
+    @rule
+    def _held_out_once(self) -> None:
         same = Path(self.images) == Path(self.validation_images)
         if same != (self.validation_share > 0):
             raise ValueError(
                 f"validation_share is {self.validation_share:g}, so validation_images must "
                 + ("be another folder than images" if same else "be the same folder as images")
             )
-        return self
 
-    @model_validator(mode="after")
-    def _concepts_once(self) -> Self:
+    @rule
+    def _concepts_once(self) -> None:
         folders = [concept.folder for concept in self.concepts]
         if twice := sorted({name for name in folders if folders.count(name) > 1}):
             raise ValueError(f"concepts listed more than once: {twice}")
-        return self
 
-    @model_validator(mode="after")
-    def _buckets_have_a_square(self) -> Self:
+    @rule
+    def _buckets_have_a_square(self) -> None:
         if self.fit == "bucket" and self.size_px % 64:
             raise ValueError(f"size_px ({self.size_px}) must be a multiple of 64 for fit: bucket")
-        return self
+
+    @rule
+    def _focus_has_an_effect(self) -> None:
+        use = Use("prepare.focus", self.focus, self.fit != "pad", "fit: crop or bucket")
+        require_effect([use], within="prepare")
 
 
 class CaptionParams(Section):
@@ -218,13 +220,12 @@ class CaptionParams(Section):
         description="Chance above which wd14 says a character's name."
     )
 
-    @model_validator(mode="after")
-    def _repository_is_pinned(self) -> Self:
+    @rule
+    def _repository_is_pinned(self) -> None:
         check_pinned(self.repository, self.revision)
-        return self
 
-    @model_validator(mode="after")
-    def _captioner_is_asked_its_way(self) -> Self:
+    @rule
+    def _captioner_is_asked_its_way(self) -> None:
         if self.captioner == "qwen-vl" and not self.instruction.strip():
             raise ValueError("qwen-vl needs an instruction; see docs/captioners.md")
         if self.captioner == "florence2" and self.instruction not in _FLORENCE_TASKS:
@@ -233,10 +234,9 @@ class CaptionParams(Section):
             raise ValueError(f"{self.captioner} takes no instruction; leave it empty")
         if (self.captioner == "template") != bool(self.template.strip()):
             raise ValueError("template and captioner: template go together; else leave it empty")
-        return self
 
-    @model_validator(mode="after")
-    def _template_can_be_filled_in(self) -> Self:
+    @rule
+    def _template_can_be_filled_in(self) -> None:
         try:
             parts = list(Formatter().parse(self.template))
         except ValueError as error:
@@ -250,14 +250,26 @@ class CaptionParams(Section):
             raise ValueError(f"the template knows {{subject}} and {{concept}}, not {unknown}")
         if "subject" in gaps and not self.subject.strip():
             raise ValueError("the template says {subject}, but subject is empty")
-        return self
 
-    @model_validator(mode="after")
-    def _words_stay_on_one_line(self) -> Self:
+    @rule
+    def _all_have_an_effect(self) -> None:
+        tagger, writes = self.captioner == "wd14", self.captioner != "sidecar"
+        generated = "a captioner other than sidecar"
+        needs = {
+            "subject": ("{subject}" in self.template, "{subject} in the template"),
+            "prefix": (writes, generated),
+            "suffix": (writes, generated),
+            "tag_threshold": (tagger, "captioner: wd14"),
+            "character_threshold": (tagger, "captioner: wd14"),
+        }
+        uses = [Use(f"caption.{key}", getattr(self, key), *need) for key, need in needs.items()]
+        require_effect(uses, within="caption")
+
+    @rule
+    def _words_stay_on_one_line(self) -> None:
         for name in ("trigger", "subject", "template", "prefix", "suffix"):
             if unreadable_signs(getattr(self, name)):
                 raise ValueError(f"{name} holds line breaks or control characters")
-        return self
 
 
 class EncodeParams(Section):
@@ -286,16 +298,29 @@ class EncodeParams(Section):
         description="Prompts of the pictures that training draws while it runs."
     )
 
-    @model_validator(mode="after")
-    def _sizes_and_prompts_once(self) -> Self:
+    @rule
+    def _sizes_and_prompts_once(self) -> None:
         if len(set(self.sizes_px)) < len(self.sizes_px):
             raise ValueError(f"sizes_px lists a size more than once: {self.sizes_px}")
         if len(set(self.class_prompts)) < len(self.class_prompts):
             raise ValueError("class_prompts lists a prompt more than once")
-        return self
 
-    @model_validator(mode="after")
-    def _class_stays_on_one_line(self) -> Self:
+    @rule
+    def _class_stays_on_one_line(self) -> None:
         if unreadable_signs(self.trigger_class):
             raise ValueError("trigger_class holds line breaks or control characters")
-        return self
+
+    @rule
+    def _all_have_an_effect(self) -> None:
+        uses = [
+            Use(
+                "encode.class_pictures",
+                self.class_pictures,
+                bool(self.class_prompts),
+                "class_prompts",
+            ),
+            Use(
+                "encode.trigger_class", self.trigger_class, self.without_trigger, "without_trigger"
+            ),
+        ]
+        require_effect(uses, within="encode")

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma, Text
+from stages.contracts.block_patterns import BlockPattern
+from stages.contracts.blocks import BASE
+from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma, Text, rule
+from stages.contracts.params.idle import Use, require_effect
+
+Mode = Literal["only", "without"]
+Strength = Annotated[float, Field(ge=0.0, le=1.5)]
+ChoiceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+"""Small letters: it becomes a file's name, and some systems do not tell A from a."""
+
+
+def _check_pattern(text: str) -> str:
+    if text != str(BASE):
+        BlockPattern.parse(text)
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+"""Blocks of one stack, see contracts/block_patterns.py, or `base`."""
 
 
 class SplitParams(Section):
@@ -18,9 +37,47 @@ class SplitParams(Section):
 class RenderParams(Section):
     """Which variants get pictures."""
 
-    modes: Annotated[list[Literal["only", "without"]], Field(min_length=1)] = Field(
+    modes: Annotated[list[Mode], Field(min_length=1)] = Field(
         description="only: each block by itself; without: all blocks but that one."
     )
+    without_trigger_modes: list[Mode] = Field(
+        description="The same on prompts without the trigger: without shows which block to drop "
+        "so that the LoRA bleeds less. Empty: those prompts get `none` and `full` alone."
+    )
+    strengths: list[Strength] = Field(
+        description="Pictures with the whole LoRA at these strengths, 0 to 1.5."
+    )
+    groups: dict[ChoiceName, Annotated[list[Pattern], Field(min_length=1)]] = Field(
+        description="Bands of blocks by name, such as early: [double.0-6]; each gets a picture "
+        "with it alone and one without it."
+    )
+    subsets: dict[ChoiceName, Annotated[dict[Pattern, Strength], Field(min_length=1)]] = Field(
+        description="Strength per block by name, such as faces: {double.0-6: 1.0, single.7: 0.5}; "
+        "blocks that are not named are off."
+    )
+    random_seed: Seed | None = Field(
+        description="Pictures with noise in place of each block's weights, of the same norm, as a "
+        "control; the seed of the noise, or null for none."
+    )
+    compile: bool = Field(
+        description="Compile the transformer's blocks: minutes at the start, less for each picture "
+        "after that. For GPUs; not with int8, fp8 or offload (docs/hardware.md)."
+    )
+
+    @rule
+    def _nothing_is_named_twice(self) -> None:
+        if len(set(self.strengths)) < len(self.strengths):
+            raise ValueError(f"strengths names one twice: {self.strengths}")
+        if odd := [value for value in self.strengths if round(value, 3) != value]:
+            raise ValueError(f"strengths with more than three decimals have no name: {odd}")
+        twice = [
+            f"{a} and {b} (subset {name})"
+            for name, strengths in self.subsets.items()
+            for a, b in combinations(sorted(strengths.keys() - {str(BASE)}), 2)
+            if BlockPattern.parse(a).overlaps(BlockPattern.parse(b))
+        ]
+        if twice:
+            raise ValueError(f"subsets give a block two strengths: {', '.join(twice)}")
 
 
 class AttributeParams(Section):
@@ -79,6 +136,11 @@ class SlimParams(Section):
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
     resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
     seed: Seed = Field(description="Seed of the bootstrap.")
+
+    @rule
+    def _candidates_have_an_effect(self) -> None:
+        use = Use("slim.candidates", self.candidates, self.chooser == "greedy", "chooser: greedy")
+        require_effect([use], within="slim")
 
 
 class ReportParams(Section):

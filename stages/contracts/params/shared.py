@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from stages.contracts.params.fields import Positive, Section, Seed, Side, Text
+from stages.contracts.params.fields import Positive, Section, Seed, Side, Text, rule
 
 
 class ModelParams(Section):
@@ -27,8 +27,8 @@ class ModelParams(Section):
         description="Length, in T5 tokens, that every prompt is padded or cut to (FLUX.1-dev: 512)."
     )
 
-    @model_validator(mode="after")
-    def _weights_fit_together(self) -> Self:
+    @rule
+    def _weights_fit_together(self) -> None:
         if self.quantisation != "none" and self.precision != "bfloat16":
             raise ValueError(
                 f"quantisation: {self.quantisation} computes in bfloat16; set precision: bfloat16"
@@ -38,7 +38,6 @@ class ModelParams(Section):
                 f"quantisation: {self.quantisation} and offload: {self.offload} exclude each "
                 "other: a quantised weight cannot be moved part by part"
             )
-        return self
 
 
 class SamplingParams(Section):
@@ -73,10 +72,9 @@ class PromptsParams(Section):
         description="Noise seeds of the held-out pictures; none may be in `seeds`."
     )
 
-    @model_validator(mode="after")
-    def _held_out_means_held_out(self) -> Self:
+    @rule
+    def _held_out_means_held_out(self) -> None:
         if shared := set(self.develop) & set(self.held_out):
             raise ValueError(f"prompts both in develop and held_out: {sorted(shared)}")
         if shared_seeds := set(self.seeds) & set(self.held_out_seeds):
             raise ValueError(f"seeds both in seeds and held_out_seeds: {sorted(shared_seeds)}")
-        return self

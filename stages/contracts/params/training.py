@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator
 
 from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.params.fields import (
+    Breach,
+    BrokenRulesError,
     CommitHash,
     Fraction,
     Positive,
@@ -17,7 +19,9 @@ from stages.contracts.params.fields import (
     Sigma,
     Text,
     check_pinned,
+    rule,
 )
+from stages.contracts.params.idle import Use, require_effect
 
 OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free-adamw"]
 SchedulerName = Literal["constant", "linear", "cosine", "cosine-restarts", "polynomial"]
@@ -74,12 +78,11 @@ class TrainingAdapterParams(Section):
         description="SHA-256 of the file; needed where there is no repository."
     )
 
-    @model_validator(mode="after")
-    def _is_pinned(self) -> Self:
+    @rule
+    def _is_pinned(self) -> None:
         check_pinned(self.repository, self.revision)
         if self.repository is None and self.sha256 is None:
             raise ValueError("a file of this machine is pinned by its hash: set sha256")
-        return self
 
 
 class TrainParams(Section):
@@ -199,26 +202,24 @@ class TrainParams(Section):
         "that did not collapse), last, or the one of this step."
     )
 
-    @model_validator(mode="after")
-    def _checkpoints_are_validated(self) -> Self:
+    @rule
+    def _checkpoints_are_validated(self) -> None:
         if self.checkpoint_every % self.validation_every:
             raise ValueError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "
                 f"validation_every ({self.validation_every}), so that each has a loss to choose by"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _schedule_free_has_no_schedule(self) -> Self:
+    @rule
+    def _schedule_free_has_no_schedule(self) -> None:
         if self.optimiser == "schedule-free-adamw" and self.scheduler != "constant":
             raise ValueError(
                 f"optimiser schedule-free-adamw averages its weights in place of a falling rate: "
                 f"scheduler must be constant, not {self.scheduler}"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _prodigy_has_one_rate(self) -> Self:
+    @rule
+    def _prodigy_has_one_rate(self) -> None:
         rates = {setting.learning_rate for setting in self.block_settings}
         if self.optimiser == "prodigy" and rates - {self.learning_rate}:
             raise ValueError(
@@ -230,10 +231,9 @@ class TrainParams(Section):
                 "optimiser prodigy finds the rate itself and takes learning_rate as a factor: "
                 f"{self.learning_rate:g} would train next to nothing, 1.0 is usual"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _one_setting_per_block(self) -> Self:
+    @rule
+    def _one_setting_per_block(self) -> None:
         patterns = [
             (number, text, BlockPattern.parse(text))
             for number, setting in enumerate(self.block_settings)
@@ -247,14 +247,26 @@ class TrainParams(Section):
         ]
         if twice:
             raise ValueError(f"block_settings name blocks twice: {', '.join(twice)}")
-        return self
 
-    @model_validator(mode="after")
-    def _location_and_scale_have_an_effect(self) -> Self:
-        neutral = self.timestep_location == 0.0 and self.timestep_scale == 1.0
-        if self.timesteps in ("sigmoid", "uniform") and not neutral:
-            raise ValueError(
-                f"timesteps {self.timesteps} has neither location nor scale: set timestep_location "
-                "to 0.0 and timestep_scale to 1.0, or timesteps to logit-normal or shifted"
-            )
-        return self
+    @rule
+    def _warmup_ends(self) -> None:
+        if isinstance(self.steps, int) and self.warmup_steps >= self.steps:
+            what = f"{self.warmup_steps} are not fewer than the {self.steps} steps of the run"
+            remedy = "The rate would never be reached: lower it, or raise steps."
+            raise BrokenRulesError([Breach("warmup_steps", what, remedy)])
+
+    @rule
+    def _all_have_an_effect(self) -> None:
+        drawn = self.timesteps in ("logit-normal", "shifted")
+        preserved = self.output_preservation > 0
+        needs = {
+            "scheduler_cycles": (self.scheduler == "cosine-restarts", "scheduler: cosine-restarts"),
+            "scheduler_power": (self.scheduler == "polynomial", "scheduler: polynomial"),
+            "timestep_location": (drawn, "timesteps: logit-normal or shifted"),
+            "timestep_scale": (drawn, "timesteps: logit-normal or shifted"),
+            "min_snr_gamma": (self.loss_weighting == "min-snr", "loss_weighting: min-snr"),
+            "mask_floor": (self.masked_loss, "masked_loss: true"),
+            "output_preservation_share": (preserved, "an output_preservation above 0"),
+        }
+        uses = [Use(f"train.{key}", getattr(self, key), *need) for key, need in needs.items()]
+        require_effect(uses, within="train")
