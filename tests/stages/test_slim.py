@@ -40,7 +40,7 @@ PARAMS = SlimParams(
     chooser="interaction",
     per_byte=True,
     refit_ridge=None,
-    candidates=3,
+    candidates=4,
     nodes=2,
     sigmas=[0.5, 0.8],
     confidence=0.9,
@@ -58,6 +58,7 @@ def block_table(scores: Mapping[BlockId, float], isolate: bool = True) -> pd.Dat
     columns = {name: [0.0] * len(scores) for name in BLOCK_TABLE.schema.columns}
     columns |= {"block": [str(block) for block in scores], "rank": [2] * len(scores)}
     columns |= {"share": list(scores.values()), "bytes": [100] * len(scores)}
+    columns |= {f"only_rank{end}": [1.0] * len(scores) for end in ("", "_low", "_high")}
     for name in ("only_recovery", "only_mse_to_none", "without_mse_to_full", "relative_norm"):
         columns[name] = list(scores.values())
     if not isolate:
