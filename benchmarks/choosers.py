@@ -33,8 +33,8 @@ from stages.adapters.partition import split_by_block
 from stages.contracts.params import Params, load_params
 from stages.imaging.metrics import mse
 from stages.lens.attribution import Effect, block_shares, measure_effect
-from stages.lens.block_table import Resampling
 from stages.lens.interaction import lost, measure_interaction, refit_strengths
+from stages.lens.rankings import Resampling
 from stages.lens.selection import prefix_sets
 from stages.runtime.console import prepare_process
 from stages.sampling.generation import open_generator

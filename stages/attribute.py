@@ -34,7 +34,7 @@ from stages.families.loading import checkpoint_blocks
 from stages.families.streams import STREAMS
 from stages.families.weights import ensure_weights
 from stages.lens.attribution import Effect, block_shares, measure_effect, relative_effect
-from stages.lens.reliability import split_half_tau
+from stages.lens.rankings import Resampling, bootstrap_tau, split_half_tau
 from stages.lens.selection import blocks_for
 from stages.lens.statistics import bootstrap_means, interval
 from stages.runtime.console import run_stage
@@ -167,8 +167,12 @@ def _metrics(
     """Return the metrics; the completeness error is that of the worst probe."""
     means = table["share"].tolist()
     errors = np.abs(streams.sum(axis=(1, 2)) - 1.0)
-    pictures = crossed.reshape(-1, crossed.shape[-1])
+    resampling = Resampling(params.resamples, params.confidence, params.seed)
     text = streams[:, :, STREAMS.index("text")].sum(axis=1).mean()
+    taus = {
+        "split_half_tau": split_half_tau(crossed),
+        "bootstrap_tau": bootstrap_tau(crossed, resampling),
+    }
     return {
         "completeness_error": rounded(float(errors.max()), 3),
         "completeness_error_mean": rounded(float(errors.mean()), 3),
@@ -176,7 +180,7 @@ def _metrics(
         "blocks_for_half": blocks_for(means, 0.5),
         "blocks_against": int((table["share"] < 0.0).sum()),
         "text_share": rounded(float(text)),
-        "split_half_tau": rounded(split_half_tau(pictures, params.resamples, params.seed)),
+        **{name: rounded(tau) for name, tau in taus.items() if not np.isnan(tau)},
     }
 
 

@@ -2,9 +2,9 @@
 
 Reads:   the base model (--weights: its manifest), the adapter (--adapter), the block table of
          evaluate (--blocks).
-Writes:  adapter-slim.safetensors, curve.csv (CURVE), strengths.csv (STRENGTHS), retrain/ (settings
-         to train exactly those blocks), images/<prompt>-<seed>/{none,full,slim}.png of the held-out
-         prompts and seeds, metrics.json.
+Writes:  adapter-slim.safetensors, curve.csv (CURVE), strengths.csv (SLIM_STRENGTHS), retrain/
+         (settings to train exactly those blocks), images/<prompt>-<seed>/{none,full,slim}.png of
+         the held-out prompts and seeds, metrics.json.
 Params:  slim, model, sampling, prompts.
 
 The chooser puts the blocks in an order (slimming/choosers.py). The blocks kept may be given
@@ -29,13 +29,13 @@ from stages.adapters.module import Adapter
 from stages.adapters.partition import split_by_block
 from stages.adapters.strengths import with_strengths
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
-from stages.contracts.tables import BLOCKS, CURVE, STRENGTHS, read_table, write_table
+from stages.contracts.tables import BLOCKS, CURVE, SLIM_STRENGTHS, read_table, write_table
 from stages.families.weights import ensure_weights
 from stages.imaging.metrics import Picture
 from stages.imaging.png import encode_png
 from stages.lens.attribution import Effect, measure_effect, score_recoveries
-from stages.lens.block_table import Resampling
 from stages.lens.interaction import Array, measure_interaction, refit_strengths
+from stages.lens.rankings import Resampling
 from stages.lens.selection import prefix_sets
 from stages.runtime.console import run_stage
 from stages.runtime.files import rounded, sha256_file, write_json
@@ -110,7 +110,9 @@ def slim(
         slimmed = _slimmed(source, plan.strengths[size], adapter)
         write_adapter(file, slimmed)
         write_table(CURVE, _curve(source, plan, tried), work / "curve.csv")
-        write_table(STRENGTHS, _strengths(source, plan.strengths[size]), work / "strengths.csv")
+        write_table(
+            SLIM_STRENGTHS, _strengths(source, plan.strengths[size]), work / "strengths.csv"
+        )
         _write_texts(work / "retrain", retraining_files(source.blocks, plan.strengths[size]))
         _write_pictures(work / "images", confirming, pictures)
         write_json(
@@ -220,7 +222,7 @@ def _curve(source: Adapter, plan: _Plan, tried: Mapping[int, Verdict]) -> pd.Dat
 
 
 def _strengths(source: Adapter, strengths: Array) -> pd.DataFrame:
-    """Return the STRENGTHS table."""
+    """Return the SLIM_STRENGTHS table."""
     return pd.DataFrame({"block": [*map(str, source.blocks)], "strength": strengths})
 
 

@@ -465,7 +465,7 @@ CURVE: Final = _table(
     },
 )
 
-STRENGTHS: Final = _table(
+SLIM_STRENGTHS: Final = _table(
     "slim/strengths.csv",
     ("block",),
     {

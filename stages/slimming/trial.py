@@ -18,7 +18,7 @@ import numpy.typing as npt
 from stages.contracts.errors import AdapterError, Problem
 from stages.contracts.params import SamplingParams
 from stages.imaging.metrics import Picture, recovery
-from stages.lens.block_table import Resampling
+from stages.lens.rankings import Resampling
 from stages.lens.selection import smallest_passing
 from stages.lens.statistics import bootstrap_interval
 from stages.runtime.progress import track

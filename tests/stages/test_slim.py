@@ -18,7 +18,7 @@ from stages.contracts.blocks import BlockId
 from stages.contracts.errors import AdapterError, TableError
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
 from stages.contracts.tables import BLOCKS as BLOCK_TABLE
-from stages.contracts.tables import CURVE, STRENGTHS, read_table, write_table
+from stages.contracts.tables import CURVE, SLIM_STRENGTHS, read_table, write_table
 from stages.families.architecture import block_of
 from stages.imaging.metrics import recovery
 from stages.sampling.generation import Job, generate, open_generator
@@ -157,7 +157,7 @@ def test_refitted_strengths_recover_more(run: Run, tmp_path: Path) -> None:
     refitted = run(even, block_table(even), name="refitted", refit_ridge=0.1, recovery=0.5)
     curves = [read_table(CURVE, out / "curve.csv")["predicted"] for out in (plain, refitted)]
     assert (curves[1][2:5] > curves[0][2:5]).all()
-    table = read_table(STRENGTHS, refitted / "strengths.csv").set_index("block")["strength"]
+    table = read_table(SLIM_STRENGTHS, refitted / "strengths.csv").set_index("block")["strength"]
     assert (table == 0.0).sum() == len(BLOCKS) - metrics(refitted)["blocks_kept"]
     assert table.isin((0.0, 1.0)).sum() < len(BLOCKS)
     slimmed = read_adapter(refitted / "adapter-slim.safetensors")
