@@ -88,15 +88,23 @@ def add_shaped_lora(
     for module, lora in loras.items():
         rows, columns = shapes[module]
         if lora.down_of not in downs:
-            down = torch.empty(lora.rank, columns)
-            generator = keyed_generator(seed, "lora", lora.down_of)
-            nn.init.kaiming_uniform_(down, a=_KAIMING_SLOPE, generator=generator)
-            downs[lora.down_of] = down
+            downs[lora.down_of] = draw_down(lora.rank, columns, seed, "lora", lora.down_of)
         if downs[lora.down_of].shape != (lora.rank, columns):
             raise ValueError(f"{module} cannot have the A of {lora.down_of}: other rank or input")
         pairs[module] = LoraPair(downs[lora.down_of], torch.zeros(rows, lora.rank), lora.alpha)
     _inject(transformer, pairs, trainable=True)
     _share_downs(transformer, loras)
+
+
+def draw_down(rank: int, columns: int, *key: int | str) -> torch.Tensor:
+    """Return a new A [rank, columns], Kaiming-uniform, from the stream of `key`.
+
+    The range depends on the columns alone, so that rows drawn later are like the first ones.
+    """
+    down = torch.empty(rank, columns)
+    generator = keyed_generator(*key)
+    nn.init.kaiming_uniform_(down, a=_KAIMING_SLOPE, generator=generator)
+    return down
 
 
 def attach_adapter(transformer: FluxTransformer2DModel, adapter: Adapter) -> None:

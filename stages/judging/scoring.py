@@ -92,7 +92,8 @@ class Score:
 def put_adapter(transformer: FluxTransformer2DModel, adapter: Adapter | None) -> None:
     """Give the LoRA that the model carries the matrices of `adapter`; None makes it the base.
 
-    The model's own scales stay: B takes up the difference to the adapter's.
+    The model's own scales stay: B takes up the difference to the adapter's. An adapter of a lower
+    rank than the model's, of an earlier phase, is filled up with zeros.
     """
     with torch.no_grad():
         for module, layer in lora_layers(transformer).items():
@@ -101,8 +102,10 @@ def put_adapter(transformer: FluxTransformer2DModel, adapter: Adapter | None) ->
                 up.zero_()
                 continue
             pair = adapter.modules[module]
-            down.copy_(pair.down)
-            up.copy_(pair.up * (pair.scale / layer.scaling[ADAPTER_NAME]))
+            down[: pair.rank].copy_(pair.down)
+            down[pair.rank :].zero_()
+            up[:, : pair.rank].copy_(pair.up * (pair.scale / layer.scaling[ADAPTER_NAME]))
+            up[:, pair.rank :].zero_()
 
 
 class TrainingSet:
