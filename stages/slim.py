@@ -27,7 +27,7 @@ import pandas as pd
 from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.module import Adapter
 from stages.adapters.partition import split_by_block
-from stages.adapters.strengths import with_strengths
+from stages.adapters.strengths import require_scalable, with_strengths
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
 from stages.contracts.tables import BLOCKS, CURVE, SLIM_STRENGTHS, read_table, write_table
 from stages.families.weights import ensure_weights
@@ -83,6 +83,8 @@ def slim(
         WeightsError: the base weights are missing or changed.
     """
     source = read_adapter(adapter)
+    if params.refit_ridge is not None:
+        require_scalable(source, str(adapter), "Set slim.refit_ridge to null.")
     scores = read_scores(read_table(BLOCKS, blocks), blocks, source.blocks, params.chooser)
     folder = ensure_weights(weights)
     named = name_prompts(prompts)
