@@ -290,6 +290,26 @@ def test_pictures_that_cannot_be_named_or_made_are_refused(
         load_params(written(lambda document: document["render"].update(changes)))
 
 
+def test_the_report_is_of_the_adapter(written: Writer) -> None:
+    """A page never shows one run's training beside another LoRA, nor leaves out its own."""
+
+    def elsewhere(document: Document) -> None:
+        document["split"]["adapter"] = "loras/from-elsewhere.safetensors"
+
+    def ours_as_foreign(document: Document) -> None:
+        document["report"]["origin"] = "data/elsewhere"
+
+    def foreign(document: Document) -> None:
+        elsewhere(document)
+        ours_as_foreign(document)
+
+    with pytest.raises(ParamsError, match=r"not of this run: set report\.origin: data/elsewhere"):
+        load_params(written(elsewhere))
+    with pytest.raises(ParamsError, match=r"is of this run: set report\.origin: data"):
+        load_params(written(ours_as_foreign))
+    assert load_params(written(foreign)).report.origin == "data/elsewhere"
+
+
 def test_formats_that_do_not_compile_are_not_compiled(written: Writer) -> None:
     """docs/hardware.md: torch.compile refuses int8 and fp8."""
 
