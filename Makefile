@@ -32,7 +32,7 @@ lint: $(INSTALLED)
 	dvc dag --dot > /dev/null
 
 types: $(INSTALLED)
-	mypy flows stages
+	mypy flows stages benchmarks
 
 unit: $(INSTALLED)
 	pytest -m "not gpu" $(PYTEST)

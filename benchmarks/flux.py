@@ -20,6 +20,11 @@ TRANSFORMER: Final[dict[str, Any]] = {
     "guidance_embeds": True,
     "axes_dims_rope": (16, 56, 56),
 }
+SHAPES: Final[dict[str | None, dict[str, Any]]] = {
+    "black-forest-labs/FLUX.1-schnell": {**TRANSFORMER, "guidance_embeds": False},
+    "ostris/Flex.1-alpha": {**TRANSFORMER, "num_layers": 8},
+}
+"""Repositories (fetch.repository) whose transformer has another shape than FLUX.1-dev's."""
 VAE: Final[dict[str, Any]] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,

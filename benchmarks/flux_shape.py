@@ -24,7 +24,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -97,7 +97,7 @@ def reason(code: int, complaint: str) -> str:
     return f"failed: {problem.removeprefix('- ') or (lines or ['no message'])[-1]}"[:200]
 
 
-def children(count: int, tiny: bool) -> Iterator[Child]:
+def children(count: int, tiny: bool) -> Generator[Child]:
     """Give `count` processes, each started while the one before is still measured."""
     command = [sys.executable, "-m", "benchmarks.flux_step", *(["--tiny"] if tiny else [])]
     environment = {**os.environ, **(TINY_ENVIRONMENT if tiny else {})}

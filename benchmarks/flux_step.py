@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -146,8 +146,8 @@ def _parameter(value: torch.Tensor, empty: nn.Parameter) -> nn.Parameter:
     """Return a parameter of `value`; of bitsandbytes' kind where `empty` is, packed on the way."""
     if type(empty) is nn.Parameter:
         return nn.Parameter(value, requires_grad=False)
-    packed: nn.Parameter = type(empty)(value, requires_grad=False, **vars(empty)).to(value.device)
-    return packed
+    packed = type(empty)(value, requires_grad=False, **vars(empty))
+    return cast(nn.Parameter, packed.to(value.device))
 
 
 def random_data(config: Mapping[str, Any], size_px: int, text_tokens: int) -> Encoded:

@@ -1,7 +1,7 @@
 """How much GPU memory a training step needs, computed from the shapes alone.
 
-    python -m benchmarks.memory                    the table of docs/hardware.md
-    python -m benchmarks.memory --write            put it there
+    python -m benchmarks.memory                    the tables of docs/hardware.md
+    python -m benchmarks.memory --write            put them there
     python -m benchmarks.memory params.yaml        the sum behind one params file
 
 Nothing is estimated by rule of thumb: the very step that training takes (our LoRA forward, our
@@ -12,7 +12,9 @@ counted from its making to its end. The needed memory is the sum of
                  float32 scale per output row, nf4 half a byte, a byte per 64 numbers and a float32
                  per 16384; what is not quantised has 2 bytes (4 in float32)
     adapter      8 bytes a number: itself and its gradient, float32
-    optimiser    8 bytes a number, AdamW's two moments in float32
+    optimiser    its state, a function of the matrices' shapes (benchmarks/training_state.py)
+    average      4 bytes a number where train.ema_decay keeps a moving average
+    helper       a training adapter in float32, taken to have rank 16 on all layers
     step         the largest sum of all living activations and intermediate results in forward and
                  backward; or in drawing a sample picture, where the decoder needs more
     unpacked     what unpacked weights take: int8 and fp8 keep a layer's weight in bfloat16 for the
@@ -43,10 +45,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.flux import TRANSFORMER, VAE
+from benchmarks.flux import SHAPES, TRANSFORMER, VAE
+from benchmarks.training_state import (
+    FLOAT_BYTES,
+    HELPER_RANK,
+    STATE_BYTES,
+    Kept,
+    Shape,
+    average_bytes,
+    state_bytes,
+)
 from stages.adapters.attach import add_lora, lora_parameters
 from stages.contracts.params import Params, load_params
-from stages.families.architecture import Architecture, block_of, lora_modules
+from stages.families.architecture import Architecture, Targets, block_of, lora_modules
 from stages.families.flow import predict_velocity
 from stages.families.latents import TOKEN_PX, VAE_REDUCTION
 from stages.families.loading import checkpoint_blocks
@@ -59,12 +70,13 @@ CONTEXT_BYTES: Final = 1 * GIB
 ROOT: Final = Path(__file__).parents[1]
 DOCUMENT: Final = ROOT / "docs" / "hardware.md"
 MARKS: Final = ("<!-- memory: begin -->\n", "<!-- memory: end -->\n")
+STATE_MARKS: Final = ("<!-- state: begin -->\n", "<!-- state: end -->\n")
+RANKS: Final = (8, 16, 64)
 SIZES_PX: Final = (512, 768, 1024)
 DRAWN_PX: Final = 768
 FORMATS: Final = ("none", "fp8", "int8", "nf4")
 ADAPTER_BYTES: Final = 8
-FLOAT_BYTES: Final = 4
-OPTIMISER_BYTES: Final = 8
+PLAIN: Final = Kept("adamw", average=False, helper=False)
 BLOCK_BYTES: Final = MappingProxyType({"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / 16384})
 UNPACKED_BYTES: Final = 2
 
@@ -77,7 +89,7 @@ class Step:
     batch: int
     text_tokens: int
     rank: int
-    targets: str
+    targets: Targets
     precision: str
     checkpointing: bool
 
@@ -100,6 +112,8 @@ class Need:
     weights: int
     adapter: int
     optimiser: int
+    average: int
+    helper: int
     step: int
     unpacked: int
     pictures: int
@@ -115,7 +129,7 @@ class Storages(TorchDispatchMode):
     """Counts the bytes of living storages that operations make; `own` ones are left out."""
 
     def __init__(self, own: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.living = self.peak = 0
         self._own = own
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -233,7 +247,8 @@ def autoencoder_bytes() -> int:
     """Return the bytes of FLUX's autoencoder in float32."""
     with torch.device("meta"):
         vae = AutoencoderKL(**VAE)
-    return sum(matrix.numel() for matrix in vae.parameters()) * FLOAT_BYTES
+    numbers: int = sum(matrix.numel() for matrix in vae.parameters())
+    return numbers * FLOAT_BYTES
 
 
 @cache
@@ -245,10 +260,13 @@ def decoding_peak(size_px: int) -> int:
         own = {matrix.untyped_storage()._cdata for matrix in vae.parameters()}
         with Storages(own) as storages:
             vae.decode(torch.zeros(1, VAE["latent_channels"], side, side))
-    return storages.peak
+    peak: int = storages.peak
+    return peak
 
 
-def need(config: Mapping[str, Any], step: Step, quantisation: str, drawn_px: int) -> Need:
+def need(
+    config: Mapping[str, Any], step: Step, quantisation: str, drawn_px: int, kept: Kept = PLAIN
+) -> Need:
     """Return the memory that training a model of `config` needs; samples are of `drawn_px`."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(**config)
@@ -267,13 +285,18 @@ def need(config: Mapping[str, Any], step: Step, quantisation: str, drawn_px: int
         weights = (numbers - in_blocks) * plain_bytes + round(packed)
         block = sum(layers[name].numel() for name in layers if name.startswith("transformer_bl"))
         largest = max(weight.numel() for weight in layers.values())
-        kept = block // config["num_layers"] if step.checkpointing else in_blocks
-        unpacked = (largest if quantisation == "nf4" else kept) * UNPACKED_BYTES
-    adapter = sum(matrix.numel() for matrix in lora_parameters(_with_lora(config, step)).values())
+        living = block // config["num_layers"] if step.checkpointing else in_blocks
+        unpacked = (largest if quantisation == "nf4" else living) * UNPACKED_BYTES
+    shapes = adapter_shapes(tuple(sorted(config.items())), step)
+    helper = replace(step, rank=HELPER_RANK, targets="all")
     return Need(
         weights=weights,
-        adapter=adapter * ADAPTER_BYTES,
-        optimiser=adapter * OPTIMISER_BYTES,
+        adapter=sum(rows * columns for rows, columns in shapes) * ADAPTER_BYTES,
+        optimiser=state_bytes(kept.optimiser, shapes),
+        average=average_bytes(shapes) if kept.average else 0,
+        helper=average_bytes(adapter_shapes(tuple(sorted(config.items())), helper))
+        if kept.helper
+        else 0,
         step=max(step_usage(config, step).peak, decoding_peak(drawn_px)),
         unpacked=unpacked,
         pictures=autoencoder_bytes(),
@@ -281,8 +304,11 @@ def need(config: Mapping[str, Any], step: Step, quantisation: str, drawn_px: int
     )
 
 
-def _with_lora(config: Mapping[str, Any], step: Step) -> FluxTransformer2DModel:
-    return adapted_model(config, step, "meta")
+@cache
+def adapter_shapes(config: tuple[tuple[str, Any], ...], step: Step) -> tuple[Shape, ...]:
+    """Return the shapes of the adapter's matrices, as if no module shared its A."""
+    transformer = adapted_model(dict(config), step, "meta")
+    return tuple(tuple(matrix.shape) for matrix in lora_parameters(transformer).values())
 
 
 def step_of(params: Params) -> Step:
@@ -299,9 +325,12 @@ def step_of(params: Params) -> Step:
 
 
 def need_of(params: Params) -> Need:
-    """Return the memory that a params file asks for, taken as for a model of FLUX.1's shape."""
-    step = step_of(params)
-    return need(TRANSFORMER, step, params.model.quantisation, params.sampling.size_px)
+    """Return the memory that a params file asks for; a base we do not know is taken for FLUX.1."""
+    train = params.train
+    kept = Kept(train.optimiser, train.ema_decay > 0, train.training_adapter is not None)
+    config = SHAPES.get(params.fetch.repository, TRANSFORMER)
+    step, drawn_px = step_of(params), params.sampling.size_px
+    return need(config, step, params.model.quantisation, drawn_px, kept)
 
 
 def table() -> str:
@@ -319,6 +348,21 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def state_table() -> str:
+    """Return the Markdown table of what is kept besides adapter and gradient: GiB by rank."""
+    steps = [Step(512, 1, 512, rank, "all", "bfloat16", checkpointing=True) for rank in RANKS]
+    shapes = [adapter_shapes(tuple(sorted(TRANSFORMER.items())), step) for step in steps]
+    numbers = [sum(rows * columns for rows, columns in each) for each in shapes]
+    rows = {name: [state_bytes(name, each) for each in shapes] for name in STATE_BYTES}
+    rows["a moving average (`ema_decay`)"] = [average_bytes(each) for each in shapes]
+    header = " | ".join(f"rank {rank}" for rank in RANKS)
+    lines = [f"| | bytes a number | {header} |", f"|---|---:|{'---:|' * len(RANKS)}"]
+    for name, sizes in rows.items():
+        values = " | ".join(f"{size / GIB:.2f}" for size in sizes)
+        lines.append(f"| {name} | {sizes[0] / numbers[0]:.2f} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
 def breakdown(path: Path) -> str:
     """Return the sum behind one params file."""
     parts = need_of(load_params(path))
@@ -327,7 +371,7 @@ def breakdown(path: Path) -> str:
 
 
 def main() -> None:
-    """Print the table or one sum, or write the table into the document."""
+    """Print the tables or one sum, or write the tables into the document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("params", nargs="?", type=Path)
     parser.add_argument("--write", action="store_true", help="update docs/hardware.md")
@@ -336,11 +380,15 @@ def main() -> None:
         sys.stdout.write(breakdown(arguments.params))
     elif arguments.write:
         text = DOCUMENT.read_text(encoding="utf-8")
-        before, rest = text.split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
-        DOCUMENT.write_text(before + MARKS[0] + table() + MARKS[1] + after, encoding="utf-8")
+        text = _between(_between(text, MARKS, table()), STATE_MARKS, state_table())
+        DOCUMENT.write_text(text, encoding="utf-8")
     else:
-        sys.stdout.write(table())
+        sys.stdout.write(f"{table()}\n{state_table()}")
+
+
+def _between(text: str, marks: tuple[str, str], content: str) -> str:
+    before, rest = text.split(marks[0])
+    return before + marks[0] + content + marks[1] + rest.split(marks[1])[1]
 
 
 if __name__ == "__main__":

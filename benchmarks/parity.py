@@ -25,6 +25,7 @@ from stages.contracts.params import TrainParams, load_params
 from stages.encoding.encoded import Encoded, Latents, Picture
 from stages.families.architecture import Architecture, lora_modules
 from stages.families.text import TextEmbedding
+from stages.optimisation.schedule import total_steps
 from stages.training.batches import Draw, draw_sample, samples_of_step
 from stages.training.lora_forward import shorten_lora_forward
 from stages.training.noise_levels import NoiseLevels
@@ -95,7 +96,8 @@ def compare(
     """
     theirs = Reference(transformers[0], _settings(transformers[0], params))
     ours = _trainee(transformers[1], params, theirs)
-    return [_compare_step(theirs, ours, data, params, step) for step in range(1, params.steps + 1)]
+    steps = range(1, total_steps(params) + 1)
+    return [_compare_step(theirs, ours, data, params, step) for step in steps]
 
 
 def demo_params() -> TrainParams:
@@ -202,10 +204,16 @@ def _compare_step(
             step,
             their_loss,
             our_loss,
-            _largest(parameter.grad for parameter in other.values()),
-            _largest(mine[name].grad - other[name].grad for name in mine),
+            _largest(_gradient(parameter) for parameter in other.values()),
+            _largest(_gradient(mine[name]) - _gradient(other[name]) for name in mine),
             _largest(mine[name] - other[name] for name in mine),
         )
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    if parameter.grad is None:
+        raise ValueError("a step leaves every matrix its gradient")
+    return parameter.grad
 
 
 def _largest(tensors: Iterable[torch.Tensor]) -> float:

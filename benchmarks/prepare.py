@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -74,7 +74,7 @@ def run_loop(folder: Path, out: Path, params: PrepareParams, level: int | None) 
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = image.crop((left, top, left + side, top + side))
         small = square.resize((params.size_px, params.size_px), Image.Resampling.LANCZOS)
-        options = {} if level is None else {"compress_level": level}
+        options: dict[str, Any] = {} if level is None else {"compress_level": level}
         small.save(out / f"{path.stem}.png", **options)
 
 

@@ -100,6 +100,8 @@ def plain_step(params: Params, *, cached: bool) -> Callable[[int], float]:
     generator = torch.Generator().manual_seed(train.seed)
     side = params.encode.sizes_px[0] // 16
 
+    guidance = 1.0 if train.guidance is None else train.guidance
+
     @torch.no_grad()
     def inputs(chosen: list[int]) -> tuple[torch.Tensor, ...]:
         posterior = vae.encode(pixels[chosen]).latent_dist
@@ -130,7 +132,7 @@ def plain_step(params: Params, *, cached: bool) -> Callable[[int], float]:
         velocity = transformer(
             hidden_states=pipeline._pack_latents(noised, count, channels, height, width),
             timestep=sigmas,
-            guidance=torch.full([count], train.guidance),
+            guidance=torch.full([count], guidance),
             pooled_projections=pooled,
             encoder_hidden_states=tokens,
             txt_ids=text_ids,
@@ -143,7 +145,7 @@ def plain_step(params: Params, *, cached: bool) -> Callable[[int], float]:
         torch.nn.utils.clip_grad_norm_(matrices, MAX_NORM)
         optimiser.step()
         optimiser.zero_grad()
-        return loss.item()
+        return float(loss.item())
 
     return take
 

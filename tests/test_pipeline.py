@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from stages.contracts.errors import ParamsError
 from stages.contracts.params import SHARED_SECTIONS, Params, load_params
+from tests.presets import PRESETS, load_preset
 from tests.test_layout import dotted, imported_modules, room_of
 
 ROOT = Path(__file__).parents[1]
@@ -163,13 +165,22 @@ def test_uncached_files_keep_the_run_cache_on(stage: str) -> None:
     assert not persistent, "persist resumes one run with another run's data"
 
 
-@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))])
-def test_params_files_are_valid(path: Path) -> None:
-    """Every params file that we ship is complete and accepted."""
-    assert load_params(path)
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PRESETS], ids=lambda path: path.name)
+def test_params_files_are_valid(path: Path, tmp_path: Path) -> None:
+    """Every params file that we ship is complete and accepted, a branch to replace apart."""
+    assert load_preset(path, tmp_path)
+    text = path.read_text(encoding="utf-8")
+    if "revision: main" not in text:
+        assert load_params(path)
+        return
+    assert "names the commit to write in place of `main`" in text
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    assert len(caught.value.problems) == text.count("revision: main")
+    assert all(problem.where.endswith(".revision") for problem in caught.value.problems)
 
 
 def test_presets_are_found() -> None:
     """The loop above runs over something."""
-    assert len(list((ROOT / "presets").glob("*.yaml"))) >= 2
+    assert len(PRESETS) >= 6
     assert dotted(ROOT / "stages/train.py") == "stages.train"

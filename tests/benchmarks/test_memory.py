@@ -16,17 +16,20 @@ from benchmarks.memory import (
     DOCUMENT,
     GIB,
     MARKS,
+    STATE_MARKS,
     Step,
     adapted_model,
     decoding_peak,
     need,
     need_of,
     run_step,
+    state_table,
     step_usage,
     table,
 )
-from stages.contracts.params import ModelParams, load_params
+from stages.contracts.params import ModelParams
 from stages.families.loading import load_transformer
+from tests.presets import load_preset
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 0.03
@@ -94,10 +97,10 @@ def test_presets_for_cards_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
-def test_preset_fits_its_card_and_says_so(path: Path) -> None:
+def test_preset_fits_its_card_and_says_so(path: Path, tmp_path: Path) -> None:
     """The number in a preset's first lines is the computed one, and smaller than the card."""
     size = re.search(r"-(\d+)gb$", path.stem)
-    total = need_of(load_params(path)).total / GIB
+    total = need_of(load_preset(path, tmp_path)).total / GIB
     assert size is not None
     assert total < USABLE * int(size[1])
     said = re.search(r"Training needs (\d+\.\d) GiB", path.read_text(encoding="utf-8"))
@@ -125,3 +128,22 @@ def test_table_in_the_document_is_the_computed_one() -> None:
     """`python -m benchmarks.memory --write` was run after the last change."""
     text = DOCUMENT.read_text(encoding="utf-8")
     assert text.split(MARKS[0])[1].split(MARKS[1])[0] == table()
+
+
+def test_table_of_state_in_the_document_is_the_computed_one() -> None:
+    """What each optimiser adds, by the same command."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert text.split(STATE_MARKS[0])[1].split(STATE_MARKS[1])[0] == state_table()
+
+
+def test_what_a_run_keeps_is_counted(tmp_path: Path) -> None:
+    """Optimiser, moving average and training adapter of the params file, each in its part."""
+    schnell = load_preset(ROOT / "presets" / "flux1-schnell-24gb.yaml", tmp_path)
+    plain = need_of(schnell)
+    change = {"optimiser": "prodigy", "ema_decay": 0.99, "training_adapter": None}
+    train = schnell.train.model_copy(update=change)
+    changed = need_of(schnell.model_copy(update={"train": train}))
+    assert plain.helper == 4 * 85_917_696
+    assert (plain.average, changed.helper) == (0, 0)
+    assert changed.average == plain.adapter // 2
+    assert changed.optimiser == 2 * plain.optimiser == 2 * plain.adapter

@@ -83,6 +83,23 @@ def test_branch_of_another_section_is_explained_too(source: Path, tmp_path: Path
     ) in done.stderr
 
 
+def test_branch_of_a_training_adapter_is_explained_too(source: Path, tmp_path: Path) -> None:
+    """As the preset for FLUX.1-schnell has it: refused with the hash, before hours of training."""
+    params = write_params(tmp_path / "params.yaml")
+    document = yaml.safe_load(params.read_text(encoding="utf-8"))
+    adapter = {"file": "a.safetensors", "repository": "tests/whole", "sha256": None}
+    document["train"]["training_adapter"] = {**adapter, "revision": "main"}
+    params.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    with hub(source) as (address, _):
+        done = run_fetch(tmp_path, params, HF_ENDPOINT=address)
+    assert done.returncode == 1
+    key = "train.training_adapter.revision"
+    assert (
+        f"{key}: 'main' is no commit hash of tests/whole; it stands for {REVISION} now."
+        f" Write {key}: {REVISION}.\n"
+    ) in done.stderr
+
+
 @pytest.mark.parametrize("repository", ["tests/absent", "tests/stuck", "no//name"])
 def test_branch_is_refused_where_the_hub_does_not_say(
     source: Path, tmp_path: Path, repository: str
