@@ -14,6 +14,7 @@ export DO_NOT_TRACK := 1
 
 # DVC deletes a stage's outputs before the stage can refuse its input: bring the last good ones back.
 run: $(INSTALLED)
+	python -m stages.runtime.machine
 	dvc repro || { dvc --quiet checkout 2> /dev/null; exit 1; }
 	@echo "Report: file://$(abspath data/report/index.html)"
 

@@ -2,10 +2,10 @@
 
     python -m flows.ablation [--grid flows/ablation.yaml] [--out docs/ablation.md]
 
-Trains params.yaml as it is, and once for each value of the grid, up to stage train and one at a
-time. Cells that are there already at this commit are not run again; a stopped command goes on
-where it was. `dvc exp show` has the same table, `dvc exp apply NAME` brings a cell into the
-working tree.
+Trains params.yaml as it is but for the grid's base, and once for each value of the grid, up to
+stage train and one at a time. Cells that are there already at this commit are not run again; a
+stopped command goes on where it was. `dvc exp show` has the same table, `dvc exp apply NAME` brings
+a cell into the working tree.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ PAGE: Final = """\
 
 Written by `{command}`; do not edit.
 
-Each row is one training, a DVC experiment of its own: the first with `params.yaml` as it is, every
-other one with the one change that it names{follow}. Before training, validation loss
+Each row is one training, a DVC experiment of its own: the first with `params.yaml` as it is{based},
+every other one with the one change that it names{follow}. Before training, validation loss
 is {base:.6f}; improvement is the share of it that is gone in the chosen checkpoint (`train.select:
 {select}`). One seed: a difference between rows holds for this data set and this seed.
 
@@ -70,7 +70,8 @@ def ablate(root: Path, grid: Path) -> tuple[list[Cell], dict[str, Experiment]]:
     Raises BlocklensError: the grid or params.yaml is not valid, inputs are not committed, another
     flow runs in this checkout, or a stage failed.
     """
-    sections = {*SHARED_SECTIONS, *(stage.name for stage in read_plan(root, [STAGE]))}
+    shared = {*SHARED_SECTIONS} - {"review"}
+    sections = {*shared, *(stage.name for stage in read_plan(root, [STAGE]))}
     cells = load_cells(grid, root / PARAMS, sections)
     with exclusive_run(root):
         require_committed(root, load_params(root / PARAMS))
@@ -78,7 +79,7 @@ def ablate(root: Path, grid: Path) -> tuple[list[Cell], dict[str, Experiment]]:
         _log.info("%d cells, %d of them to run", len(cells), len(missing))
         for number, cell in enumerate(missing, start=1):
             _log.info("%s: %d of %d", cell.name, number, len(missing))
-            run_experiment(root, cell.name, STAGE, cell.changes, _log.info)
+            run_experiment(root, cell.name, STAGE, cell.settings, _log.info)
         return cells, finished_experiments(root, METRICS)
 
 
@@ -99,7 +100,9 @@ def page(cells: Sequence[Cell], finished: Mapping[str, Experiment], command: str
     followers = sorted({name for cell in cells for name in list(cell.changes)[1:]})
     leaders = sorted({cell.factor for cell in cells if len(cell.changes) > 1})
     follow = f" (and {_code(followers)} along with {_code(leaders)})" if followers else ""
+    base = ", ".join(f"`{name}: {_yaml(value)}`" for name, value in cells[0].base.items())
     return PAGE.format(
+        based=f" but {base}" if base else "",
         command=command,
         follow=follow,
         base=finished[cells[0].name].metrics["validation_loss_base"],

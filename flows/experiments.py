@@ -26,7 +26,7 @@ from stages.contracts.params import Params
 
 PARAMS: Final = "params.yaml"
 _FAILED: Final = re.compile(r"^ERROR: failed to reproduce '(?P<stage>[^']+)'")
-_IDENTITY: Final = {
+IDENTITY: Final = {
     "GIT_AUTHOR_NAME": "blocklens",
     "GIT_AUTHOR_EMAIL": "blocklens@localhost",
     "GIT_COMMITTER_NAME": "blocklens",
@@ -145,14 +145,14 @@ def _environment(root: Path) -> dict[str, str]:
     named = subprocess.run(
         ["git", "var", "GIT_COMMITTER_IDENT"],
         cwd=root,
-        env={**environment, "GIT_CONFIG_COUNT": "1", **_STRICT_IDENTITY},
+        env={**environment, "GIT_CONFIG_COUNT": "1", **_STRICTIDENTITY},
         capture_output=True,
         check=False,
     )
-    return environment if named.returncode == 0 else {**_IDENTITY, **environment}
+    return environment if named.returncode == 0 else {**IDENTITY, **environment}
 
 
-_STRICT_IDENTITY: Final = {
+_STRICTIDENTITY: Final = {
     "GIT_CONFIG_KEY_0": "user.useConfigOnly",
     "GIT_CONFIG_VALUE_0": "true",
 }

@@ -1,4 +1,4 @@
-"""The cells of an ablation: params.yaml as it is, and one changed value at a time.
+"""The cells of an ablation: params.yaml with the grid's base, and one changed value at a time.
 
 One factor at a time and not the full product: the demo's grid is 9 trainings in place of 72, and
 a row differs from the first one in one thing that the row names.
@@ -38,13 +38,16 @@ class Grid(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    base: dict[str, Scalar] = Field(
+        default_factory=dict, description="Param -> value that all cells have in common."
+    )
     factors: Annotated[dict[str, Annotated[list[Scalar], Field(min_length=1)]], Field(min_length=1)]
     follow: dict[str, str] = Field(description="Param -> factor whose changed value it takes.")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: which param has which value, all that changes, and all params as checked.
+    """One training: which param has which value, what changes with it, and all params as checked.
 
     `name` ends in a fingerprint of all params, so that an experiment of that name at the same
     commit is this very training.
@@ -53,7 +56,13 @@ class Cell:
     factor: str
     value: Scalar
     changes: dict[str, Scalar]
+    base: dict[str, Scalar]
     params: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Scalar]:
+        """Return all values that differ from params.yaml, or may."""
+        return {**self.base, **self.changes}
 
     @property
     def name(self) -> str:
@@ -65,24 +74,32 @@ class Cell:
 
 
 def load_cells(grid_path: Path, params_path: Path, sections: Collection[str]) -> list[Cell]:
-    """Return the cells of a grid, that of `params_path` as it is first.
+    """Return the cells of a grid, first that of `params_path` with nothing but the grid's base.
 
-    A value that `params_path` has already makes no cell of its own. `sections` are those that
+    A value that this one has already makes no cell of its own. `sections` are those that
     decide the training: another param would give equal rows.
 
     Raises:
         ParamsError: params.yaml itself is not valid.
         GridError: the grid is not; every problem is named.
     """
-    base = load_params(params_path)
+    load_params(params_path)
     document = yaml.safe_load(params_path.read_text(encoding="utf-8"))
     content = _read(grid_path)
     problems = _form_problems(grid_path, content)
+    base = {k: v for k, v in _mapping(content.get("base")).items() if isinstance(v, Scalar)}
     factors = _well_formed(content.get("factors"))
     follow = {k: v for k, v in _mapping(content.get("follow")).items() if isinstance(v, str)}
-    problems += _name_problems(grid_path, [*factors, *follow], sections)
+    problems += _name_problems(grid_path, [*base, *factors, *follow], sections)
     problems += _follow_problems(grid_path, factors, follow)
-    cells = [Cell("", None, {}, base.model_dump(mode="json"))]
+    base = {name: value for name, value in base.items() if _field(name) is not None}
+    based = _check(grid_path, document, base)
+    cells = []
+    if isinstance(based, Params):
+        document = _changed(document, base)
+        cells.append(Cell("", None, {}, base, based.model_dump(mode="json")))
+    else:
+        problems += based
     for factor, values in factors.items():
         if _field(factor) is None:
             continue
@@ -97,7 +114,8 @@ def load_cells(grid_path: Path, params_path: Path, sections: Collection[str]) ->
             changes = {factor: value, **{n: v for n, v in followers.items() if _field(n)}}
             checked = _check(grid_path, document, changes)
             if isinstance(checked, Params):
-                cells.append(Cell(factor, value, changes, checked.model_dump(mode="json")))
+                values_of_all = checked.model_dump(mode="json")
+                cells.append(Cell(factor, value, changes, base, values_of_all))
             else:
                 problems += checked
     if problems:
@@ -113,7 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GridError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(content, dict):
-        raise GridError(f"{path} is not a mapping with the keys factors and follow")
+        raise GridError(f"{path} is not a mapping with the keys base, factors and follow")
     return content
 
 
@@ -138,7 +156,9 @@ def _form(keys: Sequence[int | str]) -> str:
         return "Write SECTION.KEY: [VALUE, ...] with numbers, words, true, false or null"
     if keys[0] == "follow":
         return "Write SECTION.KEY: SECTION.KEY, or follow: {}"
-    return "Known keys: factors, follow"
+    if keys[0] == "base":
+        return "Write SECTION.KEY: VALUE, or base: {}"
+    return "Known keys: base, factors, follow"
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -214,18 +234,14 @@ def _check(
     path: Path, document: Mapping[str, Any], changes: Mapping[str, Scalar]
 ) -> Params | list[Problem]:
     """Return the params with the changes, or what is wrong with them."""
-    factor, value = next(iter(changes.items()))
+    factor, value = next(iter(changes.items()), ("base", None))
     where = f"{path}: {factor} = {value!r}"
     if isinstance(value, float) and "e" in repr(value) and "." not in repr(value):
         # dvc exp run -S writes it so (YAML 1.2); PyYAML reads YAML 1.1, where it is a string.
         what = f"DVC would write {value!r} into params.yaml, which YAML 1.1 takes for a word"
         return [Problem(where, what, "Give it a second digit, such as 1.1e-05")]
-    changed = copy.deepcopy(dict(document))
-    for name, value in changes.items():
-        section, _, key = name.partition(".")
-        changed[section][key] = value
     try:
-        return Params.model_validate(changed)
+        return Params.model_validate(_changed(document, changes))
     except ValidationError as error:
         messages: dict[str, str] = {}
         for detail in error.errors():
@@ -237,3 +253,11 @@ def _check(
             Problem(where, message, _field(name) or "Change the value, or params.yaml")
             for name, message in messages.items()
         ]
+
+
+def _changed(document: Mapping[str, Any], changes: Mapping[str, Scalar]) -> dict[str, Any]:
+    changed = copy.deepcopy(dict(document))
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        changed[section][key] = value
+    return changed

@@ -2,9 +2,9 @@
 
     python -m flows.pipeline [--force] [STAGE ...]
 
-The flow owns no graph and no parameter. It does what `dvc repro` does, stage by stage in DVC's
-own order and one at a time, so that dvc.lock comes out the same, byte for byte. What Prefect
-adds is a record of the run, retries, time-outs, cancellation, schedules and artifacts.
+The flow owns no graph and no parameter of its own. It does what `dvc repro` does, stage by stage
+in DVC's own order and one at a time, so that dvc.lock comes out the same, byte for byte. What
+Prefect adds is a record of the run, retries, time-outs, cancellation, schedules and artifacts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from flows import processes
 from flows.artifacts import publish_results, publish_states
 from flows.graph import PlannedStage, read_plan
 from flows.local_server import prefect_api
+from flows.overrides import apply_overrides
 from flows.repro import exclusive_run, run_stage
 from stages.contracts.errors import BlocklensError
 
@@ -38,18 +39,25 @@ RETRY_BACKOFF_S = 10
 
 
 @flow(name="pipeline", persist_result=False)
-def pipeline(targets: list[str] | None = None, force: bool = False) -> State[dict[str, str]]:
+def pipeline(
+    targets: list[str] | None = None,
+    force: bool = False,
+    overrides: dict[str, Any] | None = None,
+) -> State[dict[str, str]]:
     """Run the stages of the dvc.yaml in the working directory, and what they need first.
 
-    No targets means all stages; `force` runs those that did not change too. The result maps
-    each stage to Ran, Unchanged or FromRunCache. After a failed stage nothing more runs, and
-    the flow run fails with that stage's own message.
+    No targets means all stages; `force` runs those that did not change too. `overrides` maps
+    names such as `train.rank` to values, which are checked and written into params.yaml before
+    anything runs. The result maps each stage to Ran, Unchanged or FromRunCache. After a failed
+    stage nothing more runs, and the flow run fails with that stage's own message.
     """
     root = Path.cwd()
     processes.allow_starts()
     logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
     try:
         with exclusive_run(root):
+            if overrides:
+                apply_overrides(root, overrides)
             return _run(root, read_plan(root, targets or ()), force)
     except BlocklensError as error:
         return Failed(message=str(error))

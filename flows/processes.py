@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from stages.contracts.stopping import SAVING_S
+
 GUARD: Final = Path(__file__).with_name("guard.py")
 INTERRUPT_GRACE_S: Final = 20.0
-"""How long a stage has after SIGINT to write its resumable state, before SIGTERM."""
+"""How long a process has to end after SIGINT, before SIGTERM."""
+STAGE_GRACE_S: Final = SAVING_S + 30.0
+"""The same for a stage: longer than its own launcher gives its processes to save their state."""
 GUARD_GRACE_S: Final = 10.0
 """How much longer than its own ladder a guard may take before it is killed."""
 KEPT_LINES: Final = 1000
@@ -85,6 +89,7 @@ def run_streamed(
         raise StoppedError("the run is being stopped: nothing new is started")
     process = start_guarded(
         command,
+        STAGE_GRACE_S,
         cwd=directory,
         env=dict(environment),
         stdout=subprocess.PIPE,
@@ -95,7 +100,7 @@ def run_streamed(
     try:
         return _follow(process, on_line, timeout_s)
     except BaseException:
-        for line in stop(process):
+        for line in stop(process, STAGE_GRACE_S):
             on_line(line)
         raise
     finally:
@@ -111,7 +116,7 @@ def stop_all() -> None:
     for process in processes:
         process.terminate()  # all ladders at once, then wait for each
     for process in processes:
-        _wait_or_kill(process)
+        _wait_or_kill(process, STAGE_GRACE_S)
 
 
 def allow_starts() -> None:

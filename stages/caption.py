@@ -4,7 +4,7 @@ Reads:  the prepared pictures and their manifest, the captions beside the raw pi
         metadata.jsonl, captions.csv), the captioner's weights, and the base model's tokenizers.
 Writes: captions.csv, words.csv, dataset/ (training pictures with .txt side by side, as other
         trainers read them), metrics.json.
-Params: caption, model.
+Params: caption, model.text_tokens.
 
 A caption that a person wrote is changed in one way only, so that the trigger comes first and
 exactly once, and the table says so; prefix and suffix are for generated captions alone.
@@ -31,7 +31,7 @@ from stages.captioning.trigger import trigger_problems
 from stages.captioning.words import count_words, words_in_all
 from stages.contracts.captions import find_trigger, says_something, unreadable_signs
 from stages.contracts.errors import DatasetError, Problem
-from stages.contracts.params import CaptionParams, ModelParams
+from stages.contracts.params import CaptionParams
 from stages.contracts.tables import (
     ACCEPTED,
     CAPTIONS,
@@ -76,7 +76,7 @@ class _Caption:
 
 def caption(
     params: CaptionParams,
-    model: ModelParams,
+    text_tokens: int,
     *,
     weights: Path,
     images: Path,
@@ -106,7 +106,7 @@ def caption(
         raise DatasetError("These captions cannot be used", problems)
     generated = _generated(params, captioner, lacking) if lacking else {}
     complete = [_complete(picture, written, generated, params) for picture in pictures]
-    tokens = _count(folder, complete, model.text_tokens)
+    tokens = _count(folder, complete, text_tokens)
     with replace_folder(out) as work:
         write_table(CAPTIONS, _table(complete, tokens), work / "captions.csv")
         training = [entry for entry in complete if entry.picture.split == "train"]
@@ -308,7 +308,7 @@ def main() -> None:
     """Run the stage as dvc.yaml does."""
     run_stage(
         caption,
-        sections=("caption", "model"),
+        sections=("caption", "model.text_tokens"),
         paths=("weights", "images", "captions", "validation_captions", "captioner", "out"),
     )
 

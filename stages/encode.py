@@ -5,8 +5,8 @@ Reads:   prepared pictures and their manifest (--images), captions (--captions),
 Writes:  latents-<hash>.safetensors per picture and size, and per mirrored one;
          text-<hash>.safetensors per caption, per caption without trigger where asked for, per
          prompt and for the empty caption; class-<prompt>-<number>.png; index.csv (ENCODED).
-Params:  encode, model; of prompts those without the trigger, by which train measures bleed;
-         sampling for class pictures alone.
+Params:  encode, model; of prompts those without the trigger, by which train measures bleed; of
+         sampling what class pictures are made with.
 
 Every file is named after the hash of what went in, so that training, which loads neither VAE nor
 text encoders, cannot pair a picture with another one's caption.
@@ -25,7 +25,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from stages.contracts.errors import DatasetError, Problem
-from stages.contracts.params import EncodeParams, ModelParams, PromptsParams, SamplingParams
+from stages.contracts.params import EncodeParams, ModelParams, SamplingParams
 from stages.contracts.tables import (
     CAPTIONS,
     ENCODED,
@@ -45,6 +45,7 @@ from stages.encoding.pixels import read_mask, read_pixels
 from stages.encoding.views import Source, SourceView, index_table, views_of
 from stages.families.latents import encode_pictures
 from stages.families.loading import load_text_encoders, load_vae
+from stages.families.quantisation import require_hardware
 from stages.families.text import encode_prompts
 from stages.families.weights import ensure_weights, read_manifest
 from stages.imaging.png import encode_png
@@ -61,23 +62,45 @@ _log = logging.getLogger(__name__)
 def encode(
     params: EncodeParams,
     model: ModelParams,
-    prompts: PromptsParams,
-    sampling: SamplingParams,
+    plain_prompts: list[str],
+    steps: int,
+    guidance: float,
+    batch: int,
     *,
     weights: Path,
     images: Path,
     captions: Path,
     out: Path,
 ) -> None:
-    """Write latents, text embeddings and their index into `out`."""
+    """Write latents, text embeddings and their index into `out`.
+
+    Args:
+        params: what is encoded.
+        model: how texts are encoded, and class pictures made.
+        plain_prompts: prompts without the trigger.
+        steps: of a class picture.
+        guidance: of a class picture.
+        batch: class pictures in one forward pass.
+        weights: manifest of the base model.
+        images: prepared pictures and their manifest.
+        captions: their table.
+        out: folder to write.
+
+    Raises:
+        DatasetError: pictures and captions do not belong together.
+        HardwareError: this machine cannot run the base model as `model` says: train could not.
+    """
+    device = configure_torch()
+    require_hardware(model, device)
     sources = _read_sources(images, captions)
     folder = ensure_weights(weights)
     manifest = read_manifest(weights)
-    device = configure_torch()
+    largest = max(params.sizes_px)
+    drawing = SamplingParams(size_px=largest, steps=steps, guidance=guidance, batch=batch)
     with replace_folder(out) as work:
-        sources += _make_class_pictures(params, model, sampling, folder, device, work)
+        sources += _make_class_pictures(params, model, drawing, folder, device, work)
         views = [view for source in sources for view in views_of(source, params, manifest)]
-        drawn = {"sample": params.sample_prompts, "plain": prompts.without_trigger}
+        drawn = {"sample": params.sample_prompts, "plain": plain_prompts}
         index = index_table(sources, views, drawn, params, model, manifest)
         texts = dict(zip(index["text_file"], index["caption"], strict=True))
         texts |= dict(zip(index["plain_text_file"], index["plain_caption"], strict=True))
@@ -118,10 +141,9 @@ def _make_class_pictures(
     if not params.class_prompts:
         return []
     wanted = class_pictures(len(params.class_prompts), params.class_pictures)
-    largest = max(params.sizes_px)
-    _log.info("the base model makes %d class pictures of %d pixels", len(wanted), largest)
-    sized = sampling.model_copy(update={"size_px": largest})
-    drawn = draw_class_pictures(folder, params.class_prompts, wanted, model, sized, device)
+    size_px = sampling.size_px
+    _log.info("the base model makes %d class pictures of %d pixels", len(wanted), size_px)
+    drawn = draw_class_pictures(folder, params.class_prompts, wanted, model, sampling, device)
     sources = []
     for picture, pixels in zip(wanted, track(drawn, len(wanted), "class pictures"), strict=True):
         path = work / f"{picture.name}.png"
@@ -138,7 +160,7 @@ def _make_class_pictures(
                 split="train",
                 repeats=1,
                 regularisation=True,
-                own_px=float(largest),
+                own_px=float(size_px),
                 caption=params.class_prompts[picture.prompt],
                 trigger="",
             )
@@ -204,7 +226,14 @@ def main() -> None:
     """Run the stage as dvc.yaml does."""
     run_stage(
         encode,
-        sections=("encode", "model", "prompts", "sampling"),
+        sections=(
+            "encode",
+            "model",
+            "prompts.without_trigger",
+            "sampling.steps",
+            "sampling.guidance",
+            "sampling.batch",
+        ),
         paths=("weights", "images", "captions", "out"),
     )
 

@@ -1,15 +1,16 @@
-"""Pictures and shares -> one table of all blocks, heat maps on one scale, a contact sheet.
+"""Pictures and shares -> one table of all blocks, heat maps on one scale, contact sheets.
 
 Reads   --rendered  folder of `render`: index.csv and the pictures it names
         --shares    shares.csv of `attribute`
         --index     index.csv of `split`
-Writes  blocks.csv (BLOCKS), pictures.csv (PICTURES), heatmaps/<prompt>-<seed>/<variant>.png,
-        sheet.png, metrics.json
+Writes  blocks.csv (BLOCKS), pictures.csv (PICTURES), variants.csv (VARIANTS), strengths.csv
+        (STRENGTHS), distances.csv (DISTANCES), heatmaps/<prompt>-<seed>/<variant>.png,
+        sheets/<mode>-<page>.png, sheet.png (the first of them), metrics.json
 Params  evaluate
 
 `only` pictures are compared with `none` (what does the block bring?), `without` pictures with
 `full` (what is missing?). Only development prompts enter the table; prompts without the trigger
-measure how far the LoRA bleeds. Needs no torch.
+measure how far the LoRA bleeds, and which block does it.
 """
 
 from __future__ import annotations
@@ -18,123 +19,80 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from stages.contracts.blocks import BlockId
 from stages.contracts.errors import Problem, TableError
-from stages.contracts.params import EvaluateParams
+from stages.contracts.params import DistanceParams, EvaluateParams
 from stages.contracts.tables import (
     BLOCKS,
+    DISTANCES,
     PICTURES,
     RENDERED,
     SHARES,
     SPLIT_INDEX,
+    STRENGTHS,
+    VARIANTS,
     read_table,
     write_table,
 )
-from stages.imaging.heatmap import (
-    Difference,
-    HeatmapStyle,
-    Scale,
-    colourise,
-    difference,
-    draw_heatmap,
-    own_scale,
-    peak,
-    shared_scale,
-)
-from stages.imaging.metrics import Picture, mse, recovery_of_errors
+from stages.imaging.heatmap import HeatmapStyle, Scale, difference, draw_heatmap, shared_scale
+from stages.imaging.lens_sheet import MODES, MapLook, drawn_modes, lens_sheets
 from stages.imaging.png import encode_png
-from stages.imaging.sheet import Group, Tile, contact_sheet
+from stages.imaging.rendered_pairs import RenderedPair, load_pairs, measure_picture
 from stages.lens.block_table import (
     DEVELOP,
-    Resampling,
     block_table,
     effect_metrics,
+    is_anecdotal,
     of_kind,
+    trust_metrics,
 )
+from stages.lens.perceptual import check_models, distance, open_embedder
+from stages.lens.rankings import Resampling
+from stages.lens.variant_table import strength_table, variant_table
 from stages.runtime.console import run_stage
+from stages.runtime.device import configure_torch
 from stages.runtime.files import rounded, write_json
 from stages.runtime.outputs import replace_folder
+from stages.runtime.progress import track
 
 _log = logging.getLogger(__name__)
 
-_STACKS: Final = {
-    "double": "Double blocks",
-    "single": "Single blocks",
-    "base": "Outside the blocks",
-}
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """One prompt with one seed: its references and the files of all its variants."""
-
-    prompt: str
-    seed: int
-    text: str
-    none: Picture
-    full: Picture
-    files: Mapping[str, Path]
-
-    @property
-    def folder(self) -> str:
-        return f"{self.prompt}-{self.seed}"
-
-    @property
-    def kind(self) -> str:
-        return self.prompt.rpartition("-")[0]
-
-    def reference(self, variant: str) -> Picture:
-        return self.full if variant.startswith(("without:", "repeat")) else self.none
-
-
-@dataclass(frozen=True)
-class _Look:
-    """How all heat maps are drawn."""
-
-    style: HeatmapStyle
-    shared: Scale
-    own: bool
-
-    def scale(self, item: Difference) -> Scale:
-        return own_scale(peak(item)) if self.own else self.shared
-
 
 def evaluate(params: EvaluateParams, rendered: Path, shares: Path, index: Path, out: Path) -> None:
-    """Measure all rendered pictures and write the block table, heat maps, sheet and metrics.
+    """Measure all rendered pictures and write the tables, heat maps, sheets and metrics.
 
     Raises:
         TableError: a table breaks its contract, pictures are missing, or the tables disagree.
+        WeightsError: a model of `distances` is missing or another one.
     """
     pictures = read_table(RENDERED, rendered / "index.csv")
     blocks = read_table(SPLIT_INDEX, index).merge(
         read_table(SHARES, shares), on="block", how="outer", indicator="origin"
     )
     _check(pictures, blocks, rendered)
-    pairs = _load_pairs(pictures, rendered)
+    check_models(params.distances)
+    pairs = load_pairs(pictures, rendered)
     measured = _measure(pairs)
     resampling = Resampling(params.resamples, params.confidence, params.seed)
-    table = block_table(blocks, measured, resampling)
+    table = block_table(blocks, measured, params.top, resampling)
+    variants = variant_table(measured, resampling)
     scale = shared_scale(_block_peaks(measured))
+    style = HeatmapStyle(params.colour_map, params.heatmap_opacity, params.heatmap_text)
+    look = MapLook(style, scale, params.heatmap_scale == "picture", params.sheet_rows)
+    metrics = {**effect_metrics(measured, table), **trust_metrics(measured, table, resampling)}
     with replace_folder(out) as work:
         write_table(PICTURES, measured, work / "pictures.csv")
         write_table(BLOCKS, table, work / "blocks.csv")
-        write_json(work / "metrics.json", _metrics(measured, table, scale))
-        look = _Look(
-            HeatmapStyle(params.colour_map, params.heatmap_opacity),
-            scale,
-            own=params.heatmap_scale == "picture",
-        )
+        write_table(VARIANTS, variants, work / "variants.csv")
+        write_table(STRENGTHS, strength_table(variants), work / "strengths.csv")
+        write_table(DISTANCES, _distances(pairs, params.distances), work / "distances.csv")
+        write_json(work / "metrics.json", _metrics(metrics, measured, scale))
         _draw_heatmaps(pairs, look, work / "heatmaps")
-        sheet = _draw_sheet(pairs, table, look)
-        (work / "sheet.png").write_bytes(encode_png(sheet))
+        _draw_sheets(pairs, table, is_anecdotal(measured), look, work)
 
 
 def _check(pictures: pd.DataFrame, blocks: pd.DataFrame, rendered: Path) -> None:
@@ -175,7 +133,7 @@ def _crossing_problems(pictures: pd.DataFrame, blocks: set[str], where: Path) ->
         for variant, count in counts.items()
         if count != expected
     ]
-    for mode in ("only", "without"):
+    for mode in MODES:
         drawn = {v.partition(":")[2] for v in counts.index if str(v).startswith(f"{mode}:")}
         if drawn and drawn != blocks:
             odd = sorted(drawn ^ blocks)
@@ -183,74 +141,63 @@ def _crossing_problems(pictures: pd.DataFrame, blocks: set[str], where: Path) ->
     return problems
 
 
-def _load_pairs(pictures: pd.DataFrame, rendered: Path) -> list[_Pair]:
-    """Return all prompt-seed pairs, in the order of params.yaml, develop first."""
-    pairs = []
-    for _, group in pictures.groupby(["prompt", "seed"]):
-        prompt, seed = str(group["prompt"].iloc[0]), int(group["seed"].iloc[0])
-        files = {v: rendered / f for v, f in zip(group["variant"], group["file"], strict=True)}
-        none, full = _load(files["none"]), _load(files["full"])
-        pairs.append(_Pair(prompt, seed, str(group["text"].iloc[0]), none, full, files))
-    return sorted(pairs, key=lambda p: (p.kind, int(p.prompt.rpartition("-")[2]), p.seed))
-
-
-def _load(path: Path) -> Picture:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"), dtype=np.uint8)
-
-
-def _measure(pairs: Sequence[_Pair]) -> pd.DataFrame:
+def _measure(pairs: Sequence[RenderedPair]) -> pd.DataFrame:
     """Return the PICTURES table: every picture against both of its references."""
-
-    def measure(job: tuple[_Pair, str]) -> dict[str, object]:
-        pair, variant = job
-        picture = _load(pair.files[variant])
-        effect, to_full = mse(pair.none, pair.full), mse(picture, pair.full)
-        return {
-            "prompt": pair.prompt,
-            "seed": pair.seed,
-            "variant": variant,
-            "mse_to_none": mse(picture, pair.none),
-            "mse_to_full": to_full,
-            "recovery": recovery_of_errors(to_full, effect) if effect > 0.0 else np.nan,
-            "difference_peak": peak(difference(picture, pair.reference(variant))),
-        }
-
     jobs = [(pair, variant) for pair in pairs for variant in pair.files]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return pd.DataFrame(pool.map(measure, jobs))
+        return pd.DataFrame(pool.map(lambda job: measure_picture(*job), jobs))
+
+
+def _distances(pairs: Sequence[RenderedPair], models: Sequence[DistanceParams]) -> pd.DataFrame:
+    """Return the DISTANCES table, a row per model and picture."""
+    rows = []
+    for model in models:
+        embed = open_embedder(model, configure_torch())
+        for pair in track(pairs, len(pairs), f"evaluate: {model.metric}"):
+            none, full = embed(pair.none), embed(pair.full)
+            for variant in pair.files:
+                vector = embed(pair.load(variant))
+                row = (model.metric, pair.prompt, pair.seed, variant)
+                rows.append((*row, distance(vector, none), distance(vector, full)))
+    columns = DISTANCES.schema.columns
+    frame = pd.DataFrame(rows, columns=list(columns))
+    return frame.astype({name: column.dtype.type for name, column in columns.items()})
 
 
 def _block_peaks(measured: pd.DataFrame) -> list[float]:
     """Return the peaks of all pictures that show one block, develop prompts alone."""
     develop = of_kind(measured, DEVELOP)
-    return develop.loc[develop["variant"].str.contains(":"), "difference_peak"].tolist()
+    kinds = develop["variant"].str.partition(":")[0]
+    return develop.loc[kinds.isin(["only", "without"]), "difference_peak"].tolist()
 
 
-def _metrics(measured: pd.DataFrame, table: pd.DataFrame, scale: Scale) -> dict[str, float | int]:
+def _metrics(
+    metrics: Mapping[str, float], measured: pd.DataFrame, scale: Scale
+) -> dict[str, float | int]:
     """Return the metrics; what cannot be measured (no such pictures, no effect) is left out."""
-    metrics = {**effect_metrics(measured, table), "heatmap_top": scale.top}
     for name in sorted(name for name, value in metrics.items() if np.isnan(value)):
         _log.warning("evaluate: %s cannot be measured with these pictures", name)
     develop = of_kind(measured, DEVELOP)
     return {
         **{name: rounded(value) for name, value in metrics.items() if not np.isnan(value)},
+        "heatmap_top": rounded(scale.top),
+        "anecdotal": int(is_anecdotal(measured)),
         "prompts": int(develop["prompt"].nunique()),
         "seeds": int(develop["seed"].nunique()),
     }
 
 
-def _draw_heatmaps(pairs: Sequence[_Pair], look: _Look, out: Path) -> None:
-    """Write one heat map per `only`, `without` and `full` picture."""
+def _draw_heatmaps(pairs: Sequence[RenderedPair], look: MapLook, out: Path) -> None:
+    """Write one heat map per picture that shows a choice of blocks."""
 
-    def draw(job: tuple[_Pair, str]) -> None:
+    def draw(job: tuple[RenderedPair, str]) -> None:
         pair, variant = job
-        picture, reference = _load(pair.files[variant]), pair.reference(variant)
+        picture, reference = pair.load(variant), pair.reference(variant)
         scale = look.scale(difference(picture, reference))
-        drawn = draw_heatmap(picture, reference, scale, look.style)
+        drawn = draw_heatmap(variant, picture, reference, scale, look.style)
         (out / pair.folder / pair.files[variant].name).write_bytes(encode_png(drawn))
 
-    jobs = [(p, v) for p in pairs for v in p.files if v == "full" or v.startswith(("only", "with"))]
+    jobs = [(pair, v) for pair in pairs for v in pair.files if v not in ("none", "repeat")]
     for pair in pairs:
         (out / pair.folder).mkdir(parents=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -258,45 +205,27 @@ def _draw_heatmaps(pairs: Sequence[_Pair], look: _Look, out: Path) -> None:
             pass
 
 
-def _draw_sheet(pairs: Sequence[_Pair], table: pd.DataFrame, look: _Look) -> Picture:
-    """Return the contact sheet of the first development pair, blocks in model order."""
-    pair = next(pair for pair in pairs if pair.kind == DEVELOP)
-    mode = "only" if any(v.startswith("only:") for v in pair.files) else "without"
-
-    def tile(label: str, variant: str, note: str) -> Tile:
-        picture = _load(pair.files[variant])
-        gap = difference(picture, pair.reference(variant))
-        return Tile(label, note, picture, colourise(gap, look.scale(gap), look.style.colour_map))
-
-    rows = {row.block: row for row in table.itertuples()}
-    groups = [
-        Group(
-            "References",
-            [
-                Tile("none: base model", "LoRA off", pair.none, None),
-                tile("full: whole LoRA", "full", "all blocks on"),
-            ],
-        )
+def _draw_sheets(
+    pairs: Sequence[RenderedPair], table: pd.DataFrame, anecdotal: bool, look: MapLook, work: Path
+) -> None:
+    """Write the contact sheets of the first development pair, blocks in model order."""
+    develop = [pair for pair in pairs if pair.kind == DEVELOP]
+    rows = table.set_index("block").select_dtypes("number").to_dict("index")
+    numbers = {
+        str(block): {str(n): float(v) for n, v in row.items()} for block, row in rows.items()
+    }
+    note = "anecdotal: one prompt, one seed"
+    if not anecdotal:
+        note = f"one of {len(develop)} pictures per block"
+    (work / "sheets").mkdir()
+    pages = [
+        (f"{mode}-{number}.png", page)
+        for mode in drawn_modes(develop)
+        for number, page in enumerate(lens_sheets(develop[0], mode, numbers, note, look), start=1)
     ]
-    for stack, heading in _STACKS.items():
-        members = sorted(b for name in rows if (b := BlockId.parse(str(name))).stack == stack)
-        tiles = [
-            tile(str(block), f"{mode}:{block}", _note(rows[str(block)], mode)) for block in members
-        ]
-        groups.append(Group(f"{heading}: {len(tiles)} with LoRA weights", tiles))
-    words = "Each block alone" if mode == "only" else "All blocks but one"
-    subtitle = f"“{pair.text}”, seed {pair.seed}, one of {_develop_count(pairs)} pictures per block"
-    return contact_sheet(words, subtitle, groups, look.shared, look.style.colour_map)
-
-
-def _develop_count(pairs: Sequence[_Pair]) -> int:
-    return sum(pair.kind == DEVELOP for pair in pairs)
-
-
-def _note(row: Any, mode: str) -> str:
-    value = float(getattr(row, f"{mode}_recovery"))
-    recovery = "–" if np.isnan(value) else f"{value:.2f}"
-    return f"recovery {recovery} · share {100.0 * float(row.share):.1f} %"
+    for name, page in pages:
+        (work / "sheets" / name).write_bytes(encode_png(page))
+    (work / "sheet.png").write_bytes(encode_png(pages[0][1]))
 
 
 def main() -> None:

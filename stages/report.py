@@ -90,6 +90,7 @@ def main() -> None:
             "evaluate",
             "slim",
             "report",
+            "review",
         ),
         paths=(
             "manifest",

@@ -11,6 +11,7 @@ from diffusers import FluxTransformer2DModel
 
 from stages.families.weights import Manifest, WeightFile, write_manifest
 from stages.runtime.files import sha256_file
+from tests.small_run import clone, reproduce, stages_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,3 +55,11 @@ def weights_manifest(nano_flux: Path, tmp_path_factory: pytest.TempPathFactory) 
     manifest = tmp_path_factory.mktemp("fetch") / "manifest.json"
     write_manifest(manifest, Manifest(str(nano_flux), None, None, tuple(files)))
     return manifest
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the project after one undisturbed `dvc repro`, in small. Copy it to change it."""
+    folder = clone(tmp_path_factory.mktemp("small-run") / "clone")
+    assert len(stages_run(reproduce(folder))) == 11
+    return folder

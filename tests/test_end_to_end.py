@@ -1,8 +1,4 @@
-"""The whole graph, in small, in clones: the same bytes whatever happens on the way.
-
-The settings below make the pictures and the LoRA useless and the run quick; every stage, every
-file and every hash is real.
-"""
+"""The whole graph, in small, in clones: the same bytes whatever happens on the way."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,99 +18,23 @@ import yaml
 from diffusers import FluxPipeline
 from PIL import Image
 
+from tests.small_run import (
+    clone,
+    environment,
+    read_params,
+    reproduce,
+    run,
+    stages_run,
+    write_params,
+)
+
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[1]
-QUICK: dict[str, dict[str, Any]] = {
-    "sampling": {"size_px": 64, "steps": 2, "batch": 16},
-    "prompts": {"seeds": [0], "held_out_seeds": [100]},
-    "prepare": {"size_px": 256, "min_side_px": 256},
-    "encode": {"sizes_px": [64]},
-    "train": {
-        "steps": 12,
-        "batch": 2,
-        "warmup_steps": 2,
-        "validation_every": 4,
-        "validation_sigmas": [0.5],
-        "checkpoint_every": 4,
-        "sample_every": 12,
-    },
-    "attribute": {"nodes": 2, "sigmas": [0.6], "resamples": 50},
-    "evaluate": {"resamples": 50},
-    "slim": {"sigmas": [0.6], "resamples": 50},
-}
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "DVC_NO_ANALYTICS": "1",
-}
-
-
-def clone(folder: Path) -> Path:
-    """Copy what git has or would add into `folder`, make it a repository, set quick params."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    for section, values in QUICK.items():
-        params[section] |= values
-    for prompts in ("develop", "held_out", "without_trigger"):
-        params["prompts"][prompts] = params["prompts"][prompts][:1]
-    write_params(folder, params)
-    return folder
-
-
-def read_params(folder: Path) -> dict[str, Any]:
-    """Return a clone's params."""
-    params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    return params
-
-
-def write_params(folder: Path, params: dict[str, Any]) -> None:
-    """Write a clone's params."""
-    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m ...` in a clone and return its output."""
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-
-
-def reproduce(folder: Path) -> str:
-    """Run `dvc repro` to its end and return what it said."""
-    done = run(folder, "dvc", "repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def stages_run(output: str) -> list[str]:
-    """Return the stages that `dvc repro` really ran."""
-    lines = output.splitlines()
-    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone after one undisturbed `dvc repro`."""
-    folder = clone(tmp_path_factory.mktemp("first") / "clone")
-    assert len(stages_run(reproduce(folder))) == 11
-    return folder
+def reproduced(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a clone after one undisturbed `dvc repro`."""
+    return shutil.copytree(small_run, tmp_path_factory.mktemp("first") / "clone", symlinks=True)
 
 
 def test_nothing_is_left_to_do_afterwards(reproduced: Path) -> None:
@@ -163,7 +82,7 @@ def kill_training(folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro"],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,31 @@ def test_stage_declares_the_params_and_paths_it_reads(stage: str) -> None:
     words = shlex.split(STAGES[stage]["cmd"])
     flags = {word.removeprefix("--").replace("-", "_") for word in words[3::2]}
     assert set(keyword(call, "paths")) == flags
+
+
+def test_shared_sections_are_narrowed_to_what_is_read() -> None:
+    """`model: quantisation` must not caption again, nor a sample picture's size encode again.
+
+    A stage gets the values that it names and nothing else of their section.
+    """
+    whole = {
+        stage: {entry for entry in STAGES[stage].get("params", []) if entry in SHARED_SECTIONS}
+        for stage in NAMES
+    }
+    assert {stage for stage in NAMES if "sampling" in whole[stage]} == {
+        "train",
+        "render",
+        "attribute",
+        "slim",
+        "report",
+    }
+    assert whole["caption"] == set()
+    assert whole["encode"] == {"model"}
+    params = load_params(ROOT / "params.yaml")
+    narrow = [each for stage in NAMES for each in STAGES[stage].get("params", []) if "." in each]
+    assert len(narrow) >= 5
+    for entry in narrow:
+        assert attrgetter(entry)(params) == attrgetter(entry)(load_params(ROOT / "params.yaml"))
 
 
 @pytest.mark.parametrize("stage", NAMES)

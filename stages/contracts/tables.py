@@ -325,8 +325,28 @@ BLOCKS: Final = _table(
         "only_recovery": _real(None, 1.0, nullable=True),
         "only_recovery_low": _real(None, 1.0, nullable=True),
         "only_recovery_high": _real(None, 1.0, nullable=True),
+        # See stages/imaging/similarity.py.
+        "only_direction": _real(nullable=True),
+        "only_ssim_to_none": _real(-1.0, 1.0, nullable=True),
+        # By only_recovery, 1 is first; blocks in the noise share a rank behind the others.
+        "only_rank": _real(1.0, nullable=True),
+        "only_rank_low": _real(1.0, nullable=True),
+        "only_rank_high": _real(1.0, nullable=True),
+        # The probability of being among the first evaluate.top.
+        "only_in_top": _real(0.0, 1.0, nullable=True),
+        # 1: may change no more than a repeated run does; 0: changes more.
+        "only_in_noise": _real(0.0, 1.0, nullable=True),
         "without_mse_to_full": _real(0.0, 65025.0, nullable=True),
         "without_recovery": _real(None, 1.0, nullable=True),
+        "without_direction": _real(nullable=True),
+        "without_ssim_to_full": _real(-1.0, 1.0, nullable=True),
+        # The block with noise of its norm in place of its weights.
+        "random_mse_to_none": _real(0.0, 65025.0, nullable=True),
+        "random_recovery": _real(None, 1.0, nullable=True),
+        # The part of the effect on prompts without the trigger that is gone without the block.
+        "bleed_stopped": _real(None, 1.0, nullable=True),
+        "bleed_stopped_low": _real(None, 1.0, nullable=True),
+        "bleed_stopped_high": _real(None, 1.0, nullable=True),
         "norm": _real(0.0),
         "relative_norm": _real(0.0),
         "bytes": _count(1),
@@ -346,7 +366,55 @@ PICTURES: Final = _table(
         "mse_to_none": _real(0.0, 65025.0),
         "mse_to_full": _real(0.0, 65025.0),
         "recovery": _real(None, 1.0, nullable=True),
+        "direction": _real(nullable=True),
+        "ssim_to_none": _real(-1.0, 1.0),
+        "ssim_to_full": _real(-1.0, 1.0),
         "difference_peak": _real(0.0, 255.0),
+    },
+)
+
+VARIANTS: Final = _table(
+    "evaluate/variants.csv",
+    ("variant",),
+    {
+        # Everything that is no single block, on development prompts: means over their pictures.
+        "variant": _text(_VARIANT),
+        "pictures": _count(1),
+        "mse_to_none": _real(0.0, 65025.0),
+        "mse_to_full": _real(0.0, 65025.0),
+        "recovery": _real(None, 1.0, nullable=True),
+        "recovery_low": _real(None, 1.0, nullable=True),
+        "recovery_high": _real(None, 1.0, nullable=True),
+        "direction": _real(nullable=True),
+        "ssim_to_full": _real(-1.0, 1.0),
+    },
+)
+
+STRENGTHS: Final = _table(
+    "evaluate/strengths.csv",
+    ("strength",),
+    {
+        # The whole adapter at each strength; 0 is the base model, 1 the adapter as trained.
+        "strength": _real(0.0, 1.5),
+        "mse_to_none": _real(0.0, 65025.0),
+        "recovery": _real(None, 1.0, nullable=True),
+        "recovery_low": _real(None, 1.0, nullable=True),
+        "recovery_high": _real(None, 1.0, nullable=True),
+        "direction": _real(nullable=True),
+    },
+)
+
+DISTANCES: Final = _table(
+    "evaluate/distances.csv",
+    ("metric", "prompt", "seed", "variant"),
+    {
+        # What evaluate.distances asks for; 0 is the same picture. Without rows when it is empty.
+        "metric": _text("clip|dinov2"),
+        "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
+        "seed": _count(0),
+        "variant": _text(_VARIANT),
+        "to_none": _real(0.0),
+        "to_full": _real(0.0),
     },
 )
 
@@ -414,6 +482,9 @@ def read_table(table: Table, path: Path) -> pd.DataFrame:
         ValueError,
     ) as error:
         raise TableError(f"{path} is not the table {table.name}: {error}") from error
+    if frame.empty:  # pandas has read no number from which to tell the type of a column
+        there = {name: column.dtype.type for name, column in columns.items() if name in frame}
+        frame = frame.astype(there)
     _check(table, frame, path)
     return frame
 

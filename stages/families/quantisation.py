@@ -10,7 +10,6 @@ FLUX.1's numbers and all that the velocity passes through, so they keep their pr
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from torch import nn
 
 from stages.contracts.errors import HardwareError, Problem, WeightsError
 from stages.contracts.params import ModelParams
-from stages.contracts.params.packages import OPTIONAL_PACKAGES
+from stages.runtime.machine import model_problems
 
 _KEPT: Final = ("x_embedder", "context_embedder", "time_text_embed", "norm_out")
 # Diffusers matches names by part. torchao's `proj_out.weight` is the whole name of one tensor;
@@ -35,18 +34,7 @@ def require_hardware(model: ModelParams, device: torch.device) -> None:
     Raises:
         HardwareError: a package is missing, or a GPU; all that is missing is named.
     """
-    problems = []
-    package = OPTIONAL_PACKAGES.get(("model", "quantisation", model.quantisation))
-    where = f"model.quantisation: {model.quantisation}"
-    if package is not None and find_spec(package) is None:
-        what = f"needs the package {package}, which is not installed"
-        problems.append(Problem(where, what, "pip install 'blocklens[gpu]', or set it to none."))
-    if model.quantisation == "nf4" and device.type != "cuda":
-        what = f"needs a CUDA device, this run's is {device.type}"
-        problems.append(Problem(where, what, "Use int8 or fp8 without one, or set it to none."))
-    if model.offload == "group" and device.type != "cuda":
-        what = f"needs a CUDA device to offload from, this run's is {device.type}"
-        problems.append(Problem("model.offload: group", what, "Set it to none."))
+    problems = model_problems(model, device.type)
     if problems:
         raise HardwareError("This machine cannot run the base model as params.yaml says", problems)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from stages.imaging.lettering import text_width, write_boxed, write_text
+from stages.imaging.lettering import fit_text, text_width, write_boxed, write_text
 from stages.imaging.metrics import Picture, mse, require_comparable
 
 Difference: TypeAlias = npt.NDArray[np.float32]
@@ -42,10 +42,11 @@ _GROUND: Final = (18, 18, 22)
 
 @dataclass(frozen=True)
 class HeatmapStyle:
-    """The colour map's name and how far it covers the picture beneath, 0 to 1."""
+    """The colour map's name, how far it covers the picture beneath, 0 to 1, and words or none."""
 
     colour_map: str
     opacity: float
+    text: bool
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,13 @@ def overlay(picture: Picture, item: Difference, scale: Scale, style: HeatmapStyl
 
 
 def draw_heatmap(
-    picture: Picture, reference: Picture, scale: Scale, style: HeatmapStyle
+    label: str, picture: Picture, reference: Picture, scale: Scale, style: HeatmapStyle
 ) -> Picture:
-    """Return the finished map: picture under difference, MSE in the corner, scale beneath.
+    """Return the finished map: picture under difference, scale beneath.
 
-    Small pictures are enlarged by a whole factor to at least 256 pixels first. The result is
-    as wide as that and a ninth higher.
+    With text the MSE stands in the upper left corner and `label` in the lower left one. Small
+    pictures are enlarged by a whole factor to at least 256 pixels first. The result is as wide as
+    that and a ninth higher.
 
     Raises:
         ValueError: `picture` and `reference` differ in shape, or are not uint8.
@@ -133,7 +135,8 @@ def draw_heatmap(
     large = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
     large_item = cv2.resize(item, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
     blended = overlay(large, large_item, scale, style)
-    return _annotated(blended, mse(picture, reference), scale, style.colour_map)
+    words = (f"MSE {format_error(mse(picture, reference))}", label) if style.text else None
+    return _annotated(blended, words, scale, style.colour_map)
 
 
 def draw_scale(width_px: int, height_px: int, scale: Scale, colour_map: str) -> Picture:
@@ -156,12 +159,19 @@ def draw_scale(width_px: int, height_px: int, scale: Scale, colour_map: str) -> 
     return np.asarray(strip, dtype=np.uint8)
 
 
-def _annotated(blended: Picture, error: float, scale: Scale, colour_map: str) -> Picture:
+def _annotated(
+    blended: Picture, words: tuple[str, str] | None, scale: Scale, colour_map: str
+) -> Picture:
+    """Return the map with its scale beneath, and words in its upper and lower left corners."""
     height, width = blended.shape[:2]
     footer = draw_scale(width, round(height * _FOOTER), scale, colour_map)
     canvas = Image.fromarray(np.concatenate([blended, footer]))
     size = max(12, round(height * 0.055))
-    write_boxed(ImageDraw.Draw(canvas), (size // 2, size // 2), f"MSE {format_error(error)}", size)
+    if words is not None:
+        draw = ImageDraw.Draw(canvas)
+        upper, lower = (fit_text(text, size, width - 2 * size) for text in words)
+        write_boxed(draw, (size // 2, size // 2), upper, size)
+        write_boxed(draw, (size // 2, height - 2 * size - size // 2), lower, size)
     return np.asarray(canvas, dtype=np.uint8)
 
 

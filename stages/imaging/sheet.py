@@ -1,7 +1,7 @@
-"""All blocks on one sheet: each block's picture and its heat map, with its numbers.
+"""All blocks on sheets: each block's picture and its heat map, with its numbers.
 
-Pictures are RGB uint8 [height, width, 3]. The sheet is as wide as its columns need, about 3,000
-pixels, a size that every viewer opens.
+Pictures are RGB uint8 [height, width, 3]. A sheet is as wide as its columns need, about 3,000
+pixels, and as high as so many rows, a size that every viewer opens.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _SCALE_SIZE_PX: Final = (640, 44)
 _CELL_WIDTH_PX: Final = 2 * _THUMB_PX + _GAP_PX
 _CELL_HEIGHT_PX: Final = _LABEL_PX + 10 + _THUMB_PX + 6 + _NOTE_PX + 8
 _GROUP_HEIGHT_PX: Final = _LABEL_PX + 26
+_HEAD_HEIGHT_PX: Final = _MARGIN_PX + _TITLE_PX + _LABEL_PX + 44
 
 _PAPER: Final = (250, 249, 246)
 _INK: Final = (26, 28, 33)
@@ -48,6 +49,15 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class SheetLook:
+    """The scale of all heat maps and its colours, and how many rows of cells a page has."""
+
+    scale: Scale
+    colour_map: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class Group:
     """Cells under one heading."""
 
@@ -55,10 +65,13 @@ class Group:
     tiles: Sequence[Tile]
 
 
-def contact_sheet(
-    title: str, subtitle: str, groups: Sequence[Group], scale: Scale, colour_map: str
-) -> Picture:
-    """Return the sheet: title, colour scale, then the groups one below the other.
+def contact_sheets(
+    title: str, subtitle: str, groups: Sequence[Group], look: SheetLook
+) -> list[Picture]:
+    """Return the pages: title, colour scale, then the groups one below the other.
+
+    A group that does not fit goes on under the same heading; no page has more rows of cells than
+    `look.rows`.
 
     Raises:
         ValueError: there is no cell to show.
@@ -67,15 +80,41 @@ def contact_sheet(
         raise ValueError("a contact sheet needs at least one picture")
     # Never narrower than four cells: title and colour scale need the room.
     columns = min(_COLUMNS, max(4, *(len(group.tiles) for group in groups)))
+    pages = _paged(groups, columns, look.rows)
+    drawn = []
+    for number, page in enumerate(pages, start=1):
+        sheet = _blank_sheet(page, columns)
+        words = title if len(pages) == 1 else f"{title} ({number} of {len(pages)})"
+        strip = draw_scale(*_SCALE_SIZE_PX, look.scale, look.colour_map)
+        _write_head(sheet, words, subtitle, strip)
+        top = _HEAD_HEIGHT_PX
+        for group in page:
+            _draw_group(sheet, top, group, columns)
+            top += _group_height(group, columns)
+        drawn.append(np.asarray(sheet, dtype=np.uint8))
+    return drawn
+
+
+def _paged(groups: Sequence[Group], columns: int, rows: int) -> list[list[Group]]:
+    """Return the groups cut into pages of at most `rows` rows; empty groups are left out."""
+    pages: list[list[Group]] = [[]]
+    room = rows
+    for group in groups:
+        left = list(group.tiles)
+        while left:
+            if room == 0:
+                pages.append([])
+                room = rows
+            part, left = left[: room * columns], left[room * columns :]
+            pages[-1].append(Group(group.heading, part))
+            room -= math.ceil(len(part) / columns)
+    return pages
+
+
+def _blank_sheet(groups: Sequence[Group], columns: int) -> Image.Image:
     width = 2 * _MARGIN_PX + columns * (_CELL_WIDTH_PX + _CELL_GAP_PX) - _CELL_GAP_PX
-    heights = [_group_height(group, columns) for group in groups]
-    top = _MARGIN_PX + _TITLE_PX + _LABEL_PX + 44
-    sheet = Image.new("RGB", (width, top + sum(heights) + _MARGIN_PX), _PAPER)
-    _write_head(sheet, title, subtitle, draw_scale(*_SCALE_SIZE_PX, scale, colour_map))
-    for group, height in zip(groups, heights, strict=True):
-        _draw_group(sheet, top, group, columns)
-        top += height
-    return np.asarray(sheet, dtype=np.uint8)
+    rows = sum(_group_height(group, columns) for group in groups)
+    return Image.new("RGB", (width, _HEAD_HEIGHT_PX + rows + _MARGIN_PX), _PAPER)
 
 
 def _group_height(group: Group, columns: int) -> int:

@@ -6,7 +6,6 @@ and for B, which starts at zero. `optimiser_state.py` saves and restores any of 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -14,12 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from stages.contracts.errors import HardwareError, Problem
+from stages.contracts.errors import HardwareError
 from stages.contracts.params import TrainParams
 from stages.optimisation.parameter_groups import parameter_groups, set_group_rates
 from stages.optimisation.parameter_values import weights_kept
+from stages.runtime.machine import optimiser_problems
 
-_EIGHT_BIT_REMEDY = "Or choose adamw (the same rule, larger) or adafactor (smaller still)."
 _Groups = Sequence[dict[str, Any]]
 
 
@@ -38,16 +37,7 @@ def require_optimiser(name: str, device: torch.device) -> None:
     Raises:
         HardwareError: a package is missing, or a GPU; all that is missing is named.
     """
-    if name != "adamw8bit":
-        return
-    problems = []
-    if importlib.util.find_spec("bitsandbytes") is None:
-        what = "needs the package bitsandbytes, which is not installed"
-        remedy = f"Run `pip install 'blocklens[gpu]'`. {_EIGHT_BIT_REMEDY}"
-        problems.append(Problem(f"train.optimiser: {name}", what, remedy))
-    if device.type != "cuda":
-        what = f"needs a CUDA device, this run's is {device.type}"
-        problems.append(Problem(f"train.optimiser: {name}", what, _EIGHT_BIT_REMEDY))
+    problems = optimiser_problems(name, device.type)
     if problems:
         raise HardwareError("The optimiser cannot run here", problems)
 

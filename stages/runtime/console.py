@@ -11,10 +11,12 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from stages.contracts.errors import BlocklensError, ParamsError
 from stages.contracts.params import Params, load_params
+from stages.runtime.machine import machine_problems
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _log = logging.getLogger("blocklens")
@@ -33,6 +35,9 @@ def run_stage(
 ) -> None:
     """Call `function(*sections of params.yaml, **paths from flags)` and exit.
 
+    A section may be narrowed to a value (`model.text_tokens`), as in dvc.yaml: then the stage reads
+    nothing else of it, and does not run again when the rest changes.
+
     Params that are refused go through `explain` first, if there is one.
 
     Exit code 0 on success; 1 with one message and no traceback when the input is at fault;
@@ -47,13 +52,22 @@ def run_stage(
     prepare_process()
     try:
         params = _load(arguments.pop("params"), explain)
-        function(*(getattr(params, section) for section in sections), **arguments)
+        _warn_of_what_is_to_come(params, sections)
+        function(*(attrgetter(section)(params) for section in sections), **arguments)
     except BlocklensError as error:
         _log.error("%s: %s", name, error)
         sys.exit(1)
     except KeyboardInterrupt:
         _log.error("%s: interrupted; run `dvc repro` to go on", name)
         sys.exit(130)
+
+
+def _warn_of_what_is_to_come(params: Params, sections: Sequence[str]) -> None:
+    """Say what this machine cannot do, in stages that need none of it and could run for hours."""
+    if "model" in sections:  # such a stage refuses what it cannot do
+        return
+    for problem in machine_problems(params):
+        _log.warning("a later stage cannot run on this machine: %s", problem)
 
 
 def _load(path: Path, explain: Explain | None) -> Params:

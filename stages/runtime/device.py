@@ -21,11 +21,16 @@ def configure_torch() -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = False
     if threads := os.environ.get("BLOCKLENS_THREADS"):
         torch.set_num_threads(int(threads))
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    name = os.environ.get("BLOCKLENS_DEVICE", default)
+    name = device_name()
     if name == "cuda" and (rank := os.environ.get("LOCAL_RANK")):
         name = f"cuda:{rank}"
     return torch.device(name)
+
+
+def device_name() -> str:
+    """Return the device that the environment asks for, or else a GPU where there is one."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return os.environ.get("BLOCKLENS_DEVICE", default)
 
 
 def resident_bytes() -> int:

@@ -27,6 +27,7 @@ from accelerate import PartialState
 from torch import distributed, nn
 
 from stages.contracts.errors import HardwareError, Problem
+from stages.contracts.stopping import SAVING_S
 from stages.runtime.console import prepare_process
 
 Item = TypeVar("Item")
@@ -34,7 +35,6 @@ Item = TypeVar("Item")
 _PROCESSES: Final = "BLOCKLENS_PROCESSES"
 _WORLD_SIZE: Final = "WORLD_SIZE"  # set by torchrun and accelerate launch
 _PATIENCE: Final = timedelta(hours=6)  # the others wait while process 0 validates and draws
-_GRACE_S: Final = 900  # from Ctrl-C or SIGTERM to SIGKILL: a step, its validation and pictures
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def start_processes(module: str) -> None:
     if int(text) == 1 or _WORLD_SIZE in os.environ:
         return
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={text}"]
-    launcher += [f"--shutdown-timeout={_GRACE_S}"]
+    launcher += [f"--shutdown-timeout={SAVING_S}"]
     prepare_process()  # what outlives exec: the launcher, too, ends with its parent
     os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *sys.argv[1:]])
 

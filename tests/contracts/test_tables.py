@@ -10,6 +10,7 @@ import pytest
 from stages.contracts.errors import TableError
 from stages.contracts.tables import (
     CAPTIONS,
+    DISTANCES,
     HISTORY,
     MANIFEST,
     SHARES,
@@ -201,3 +202,14 @@ def test_captions_that_break_a_rule_are_refused(tmp_path: Path, column: str, val
     frame.loc[0, column] = value
     with pytest.raises(TableError, match="breaks the contract"):
         write_table(CAPTIONS, frame, tmp_path / "captions.csv")
+
+
+def test_a_table_without_rows_is_read_back(tmp_path: Path) -> None:
+    """Nothing was measured is an answer, too; a missing column in it is still an error."""
+    columns = DISTANCES.schema.columns
+    types = {name: column.dtype.type for name, column in columns.items()}
+    write_table(DISTANCES, pd.DataFrame(columns=list(columns)).astype(types), tmp_path / "a.csv")
+    assert read_table(DISTANCES, tmp_path / "a.csv").empty
+    (tmp_path / "a.csv").write_text("metric,prompt\n")
+    with pytest.raises(TableError, match="seed"):
+        read_table(DISTANCES, tmp_path / "a.csv")

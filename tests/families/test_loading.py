@@ -139,7 +139,7 @@ def test_gates_are_exact_on_a_quantised_base(tiny: Path) -> None:
 
 def test_what_is_missing_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Package and GPU in one message, with what to do."""
-    monkeypatch.setattr("stages.families.quantisation.find_spec", lambda _: None)
+    monkeypatch.setattr("stages.runtime.machine.find_spec", lambda _: None)
     with pytest.raises(HardwareError, match=r"2 problems") as caught:
         load_transformer(
             Path("nowhere"), model_params(precision="bfloat16", quantisation="nf4"), CPU

@@ -16,7 +16,7 @@ from flows.ablation import METRICS, missing_cells, page
 from flows.experiments import Experiment, finished_experiments
 from flows.grid import Cell, load_cells
 from tests.flows.conftest import wait_until
-from tests.test_end_to_end import clone, read_params, write_params
+from tests.small_run import clone, read_params, write_params
 
 ROOT = Path(__file__).parents[2]
 GRID = "factors: {train.rank: [1]}\nfollow: {train.alpha: train.rank}\n"

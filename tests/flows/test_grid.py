@@ -42,12 +42,22 @@ def test_the_grid_of_the_project() -> None:
         {"train.learning_rate": 0.0004},
         {"train.targets": "attention"},
         {"train.targets": "attention+mlp"},
-        {"train.steps": 100},
+        {"train.steps": 300},
     ]
     default = load_params(PARAMS).model_dump(mode="json")
     for cell in cells:
-        expected = {**default["train"], **{k.split(".")[1]: v for k, v in cell.changes.items()}}
+        assert cell.base == {"train.steps": 100}
+        expected = {**default["train"], **{k.split(".")[1]: v for k, v in cell.settings.items()}}
         assert cell.params == {**default, "train": expected}
+
+
+def test_a_wrong_base_is_said_with_the_rest(tmp_path: Path) -> None:
+    """What all cells have in common is checked as their own values are."""
+    text = "base: {train.stepz: 1, train.batch: 0}\nfactors: {train.rank: [0]}\nfollow: {}\n"
+    message = message_of(tmp_path, text)
+    assert "train.stepz: no such param" in message
+    assert "train.batch = 0" in message
+    assert "train.rank = 0" in message
 
 
 def test_names_say_the_change_and_tell_all_params_apart(tmp_path: Path) -> None:
@@ -96,7 +106,7 @@ unknown: 1
         "slim.recovery: decides nothing of a training. Sections that do: ['caption', ",
         "factors.train.steps: Input should be a valid list. Write SECTION.KEY: [VALUE, ...]",
         "follow.train.seed: train.batch is no factor. One of ['train.rnk', ",
-        "unknown: Extra inputs are not permitted. Known keys: factors, follow",
+        "unknown: Extra inputs are not permitted. Known keys: base, factors, follow",
     ):
         assert sum(line.startswith(f"  - grid.yaml: {part}") for line in lines) == 1, message
 
@@ -113,7 +123,7 @@ def test_followers_are_checked_with_the_value_they_take(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- 1\n", "grid.yaml is not a mapping with the keys factors and follow"),
+        ("- 1\n", "grid.yaml is not a mapping with the keys base, factors and follow"),
         ("factors: {\n", "grid.yaml is not readable YAML"),
         ("factors: {train.rank: []}\nfollow: {}\n", "factors.train.rank: List should have"),
         ("factors: {train.rank: [[1]]}\nfollow: {}\n", "factors.train.rank.0: Input should be"),

@@ -15,6 +15,7 @@ import pytest
 
 from flows import processes
 from flows.environment import child_environment
+from stages.contracts.stopping import SAVING_S
 from tests.flows.conftest import processes_with, wait_until
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
@@ -108,6 +109,11 @@ def test_command_that_ignores_interrupts_is_killed(mark: str) -> None:
     assert process.stdout.readline() == "ready\n"
     processes.stop(process, grace_s=0.2)
     assert process.returncode == 128 + 9
+
+
+def test_a_stage_has_longer_than_its_launcher_gives() -> None:
+    """Or else the flow would kill what is still saving its state on several GPUs."""
+    assert processes.STAGE_GRACE_S > SAVING_S > processes.INTERRUPT_GRACE_S
 
 
 def test_what_a_command_leaves_behind_is_killed(tmp_path: Path, mark: str) -> None:

@@ -24,7 +24,7 @@ from stages.imaging.heatmap import (
     shared_scale,
 )
 
-STYLE = HeatmapStyle("inferno", 0.6)
+STYLE = HeatmapStyle("inferno", 0.6, text=True)
 
 
 def picture(level: int, side: int = 16) -> np.ndarray:
@@ -91,15 +91,19 @@ def test_opacity_mixes_picture_and_map() -> None:
     scale = Scale(50.0, shared=True)
     bare = colourise(gap, scale, "inferno")
     assert np.array_equal(
-        overlay(picture(50), gap, scale, HeatmapStyle("inferno", 0.0)), picture(50)
+        overlay(picture(50), gap, scale, HeatmapStyle("inferno", 0.0, text=True)), picture(50)
     )
-    assert np.array_equal(overlay(picture(50), gap, scale, HeatmapStyle("inferno", 1.0)), bare)
+    assert np.array_equal(
+        overlay(picture(50), gap, scale, HeatmapStyle("inferno", 1.0, text=True)), bare
+    )
 
 
 @pytest.mark.parametrize("side", [16, 128, 300])
 def test_drawn_maps_are_large_enough_to_read(side: int) -> None:
     """The embedded model's 128 pixels leave no room for letters."""
-    drawn = draw_heatmap(picture(90, side), picture(30, side), Scale(60.0, shared=True), STYLE)
+    drawn = draw_heatmap(
+        "full", picture(90, side), picture(30, side), Scale(60.0, shared=True), STYLE
+    )
     height, width, _ = drawn.shape
     assert width >= SMALLEST_DRAWN_PX
     assert width % side == 0
@@ -107,10 +111,22 @@ def test_drawn_maps_are_large_enough_to_read(side: int) -> None:
     assert drawn[8:30, 8:60].max() == 255, "the MSE is written in the corner"
 
 
+def test_words_are_left_out_on_request() -> None:
+    """Without words the corners show the map alone; the scale beneath stays."""
+    scale, bare = Scale(60.0, shared=True), HeatmapStyle("inferno", 1.0, text=False)
+    plain = draw_heatmap("only:double.3", picture(90), picture(30), scale, bare)
+    written = draw_heatmap("only:double.3", picture(90), picture(30), scale, STYLE)
+    map_alone = colourise(difference(picture(90), picture(30)), scale, "inferno")
+    assert np.array_equal(np.unique(plain[:256].reshape(-1, 3), axis=0), map_alone[:1, 0])
+    assert (written[:30] == 255).any()
+    assert (written[200:256] == 255).any()
+    assert plain.shape == written.shape
+
+
 def test_drawing_twice_gives_the_same_pixels() -> None:
     """DVC compares bytes."""
     scale = Scale(60.0, shared=False)
-    once, twice = (draw_heatmap(picture(90), picture(30), scale, STYLE) for _ in range(2))
+    once, twice = (draw_heatmap("full", picture(90), picture(30), scale, STYLE) for _ in range(2))
     assert np.array_equal(once, twice)
 
 

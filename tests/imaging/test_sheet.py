@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.imaging.heatmap import Scale
-from stages.imaging.sheet import Group, Tile, contact_sheet
+from stages.imaging.sheet import Group, SheetLook, Tile, contact_sheets
 
 SCALE = Scale(60.0, shared=True)
 
@@ -18,8 +18,15 @@ def tiles(count: int, colour: tuple[int, int, int] = (10, 200, 10)) -> list[Tile
 
 
 def sheet(groups: list[Group]) -> np.ndarray:
-    """Return a sheet of `groups`."""
-    return contact_sheet("Each block alone", "“a prompt”, seed 0", groups, SCALE, "inferno")
+    """Return the one page of `groups`."""
+    (page,) = pages(groups, rows=12)
+    return page
+
+
+def pages(groups: list[Group], rows: int) -> list[np.ndarray]:
+    """Return the pages of `groups`."""
+    look = SheetLook(SCALE, "inferno", rows)
+    return contact_sheets("Each block alone", "“a prompt”, seed 0", groups, look)
 
 
 def test_fifty_eight_blocks_fit_about_three_thousand_pixels() -> None:
@@ -42,6 +49,17 @@ def test_every_tile_is_drawn() -> None:
     drawn = sheet([Group("Double", tiles(9)), Group("None", [])])
     green = np.all(drawn == (10, 200, 10), axis=2).sum()
     assert green == 9 * 2 * 176 * 176
+
+
+def test_long_sheets_are_paged() -> None:
+    """No page has more rows than asked for, all are as wide, and every tile is on one of them."""
+    groups = [Group("Double", tiles(19)), Group("None", []), Group("Single", tiles(38))]
+    drawn = pages(groups, rows=2)
+    assert len(drawn) == 4
+    assert len({page.shape[1] for page in drawn}) == 1
+    assert max(page.shape[0] for page in drawn) < 900
+    green = [np.all(page == (10, 200, 10), axis=2).sum() // (2 * 176 * 176) for page in drawn]
+    assert green == [16, 3 + 8, 16, 14]
 
 
 def test_a_tile_may_lack_its_heat_map() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 
@@ -176,7 +175,7 @@ def test_eight_bit_without_a_gpu_is_refused(
     params: TrainParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the first step, with all that is lacking and what else would do."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("stages.runtime.machine.find_spec", lambda _: None)
     with pytest.raises(HardwareError) as caught:
         require_optimiser("adamw8bit", torch.device("cpu"))
     message = str(caught.value)

@@ -11,7 +11,6 @@ import pytest
 
 from stages.caption import caption
 from stages.contracts.errors import DatasetError, TableError, WeightsError
-from stages.contracts.params import ModelParams
 from stages.contracts.tables import CAPTIONS, WORDS, read_table
 from stages.runtime.files import sha256_file
 from tests.captioning.prepared import Raw, write_prepared
@@ -19,7 +18,7 @@ from tests.captioning.settings import caption_params
 from tests.captioning.tiny import NOTHING, write_tiny_blip
 
 PARAMS = caption_params(max_new_tokens=3)
-MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=24)
+TEXT_TOKENS = 24
 
 
 def make(folder: Path, weights: Path, pictures: list[Raw]) -> dict[str, Path]:
@@ -59,7 +58,7 @@ def metrics(paths: dict[str, Path]) -> dict[str, Any]:
 
 def test_every_picture_has_one_caption_with_the_trigger_first(paths: dict[str, Path]) -> None:
     """Own captions stay, missing ones are written, and the table says which and what changed."""
-    caption(PARAMS, MODEL, **paths)
+    caption(PARAMS, TEXT_TOKENS, **paths)
     table = read_table(CAPTIONS, paths["out"] / "captions.csv")
     columns = ["image", "split", "caption", "written_by", "change"]
     assert table[columns].to_numpy().tolist() == [
@@ -95,7 +94,7 @@ def test_every_picture_has_one_caption_with_the_trigger_first(paths: dict[str, P
 
 def test_dataset_is_what_other_trainers_read(paths: dict[str, Path]) -> None:
     """Training pictures and captions lie side by side; validation pictures stay out of it."""
-    caption(PARAMS, MODEL, **paths)
+    caption(PARAMS, TEXT_TOKENS, **paths)
     assert [path.name for path in (paths["out"] / "dataset").iterdir()] == ["training"]
     folder = paths["out"] / "dataset" / "training" / "1_tok"
     files = {path.name: path for path in folder.iterdir()}
@@ -110,9 +109,9 @@ def test_dataset_is_what_other_trainers_read(paths: dict[str, Path]) -> None:
 
 def test_same_bytes_twice(paths: dict[str, Path], tmp_path: Path) -> None:
     """Equal pictures, captions and captioner give equal files."""
-    caption(PARAMS, MODEL, **paths)
+    caption(PARAMS, TEXT_TOKENS, **paths)
     again = {**paths, "out": tmp_path / "again"}
-    caption(PARAMS, MODEL, **again)
+    caption(PARAMS, TEXT_TOKENS, **again)
     first, second = (
         [(p.relative_to(out).as_posix(), sha256_file(p)) for p in sorted(out.rglob("*.*"))]
         for out in (paths["out"], again["out"])
@@ -125,7 +124,7 @@ def test_captioner_is_not_needed_when_all_is_written(paths: dict[str, Path]) -> 
     """Whoever captions by hand needs no captioner on disk."""
     for name in ("b", "c"):
         (paths["captions"] / f"{name}.txt").write_text(f"tok, picture {name}")
-    caption(PARAMS, MODEL, **{**paths, "captioner": Path("nowhere")})
+    caption(PARAMS, TEXT_TOKENS, **{**paths, "captioner": Path("nowhere")})
     assert metrics(paths)["captions_generated"] == 0
 
 
@@ -135,7 +134,7 @@ def test_token_counts_and_what_is_cut_off(
     """A caption longer than an encoder reads is counted and said: its end is not trained on."""
     (paths["captions"] / "a.txt").write_text("tok, " + "a robot in the centre, " * 20)
     with caplog.at_level(logging.WARNING):
-        caption(PARAMS, MODEL, **paths)
+        caption(PARAMS, TEXT_TOKENS, **paths)
     table = read_table(CAPTIONS, paths["out"] / "captions.csv").set_index("image")
     assert table.loc["a", "clip_tokens"] > 77
     t5_tokens = table.loc["a", "t5_tokens"]
@@ -149,7 +148,7 @@ def test_token_counts_and_what_is_cut_off(
 
 def test_everything_wrong_is_said_at_once_and_old_output_stays(paths: dict[str, Path]) -> None:
     """Bad captions in both folders come in one message, before any captioner is loaded."""
-    caption(PARAMS, MODEL, **paths)
+    caption(PARAMS, TEXT_TOKENS, **paths)
     before = (paths["out"] / "captions.csv").read_bytes()
     (paths["captions"] / "a.txt").write_bytes(b"tok, gr\xfcn")
     (paths["captions"] / "b.txt").touch()
@@ -157,7 +156,7 @@ def test_everything_wrong_is_said_at_once_and_old_output_stays(paths: dict[str, 
     (paths["captions"] / "B.txt").write_text("tok, of no picture")
     (paths["validation_captions"] / "a.txt").write_text("tok, wrong folder")
     with pytest.raises(DatasetError) as caught:
-        caption(PARAMS, MODEL, **{**paths, "captioner": Path("nowhere")})
+        caption(PARAMS, TEXT_TOKENS, **{**paths, "captioner": Path("nowhere")})
     found = sorted(
         (Path(problem.where).name, problem.what.split(" (")[0]) for problem in caught.value.problems
     )
@@ -175,7 +174,7 @@ def test_second_caption_of_a_picture_is_refused(paths: dict[str, Path]) -> None:
     """Which of two captions holds is not for us to say."""
     (paths["captions"] / "a.TXT").write_text("tok, another")
     with pytest.raises(DatasetError, match=r"a\.txt: second caption of its picture"):
-        caption(PARAMS, MODEL, **paths)
+        caption(PARAMS, TEXT_TOKENS, **paths)
 
 
 def test_empty_answer_is_an_error_not_a_bare_trigger(
@@ -184,7 +183,7 @@ def test_empty_answer_is_an_error_not_a_bare_trigger(
     """A caption of nothing but the trigger would teach that the trigger is everything in it."""
     silent = write_tiny_blip(tmp_path / "silent", NOTHING)
     with pytest.raises(DatasetError) as caught:
-        caption(PARAMS, MODEL, **{**paths, "captioner": silent})
+        caption(PARAMS, TEXT_TOKENS, **{**paths, "captioner": silent})
     assert [problem.where for problem in caught.value.problems] == ["b.png", "c.png"]
     assert "Write b.txt beside the picture." in str(caught.value)
     assert not paths["out"].exists()
@@ -193,16 +192,16 @@ def test_empty_answer_is_an_error_not_a_bare_trigger(
 def test_missing_captioner_and_manifest_are_named(paths: dict[str, Path], tmp_path: Path) -> None:
     """Each missing input is a message with the way to get it."""
     with pytest.raises(WeightsError, match=r"nowhere: does not exist.*caption\.folder"):
-        caption(PARAMS, MODEL, **{**paths, "captioner": Path("nowhere")})
+        caption(PARAMS, TEXT_TOKENS, **{**paths, "captioner": Path("nowhere")})
     with pytest.raises(TableError, match=r"manifest\.csv is missing"):
-        caption(PARAMS, MODEL, **{**paths, "images": tmp_path})
+        caption(PARAMS, TEXT_TOKENS, **{**paths, "images": tmp_path})
 
 
 def test_prefix_and_suffix_are_for_generated_captions(paths: dict[str, Path]) -> None:
     """Trigger, prefix, caption, suffix; a person's caption stays a person's."""
     caption(
         caption_params(max_new_tokens=3, prefix="a drawing of a", suffix=", plain light"),
-        MODEL,
+        TEXT_TOKENS,
         **paths,
     )
     table = read_table(CAPTIONS, paths["out"] / "captions.csv").set_index("image")
@@ -233,10 +232,12 @@ def test_concepts_repeats_and_regularisation(tmp_path: Path, weights_manifest: P
     (paths["captions"] / "person" / "b.txt").write_text("a token person")
     params = caption_params(captioner="template", template="a robot {concept}")
     with pytest.raises(DatasetError, match=r"c\.png") as caught:
-        caption(caption_params(captioner="template", template="a tok {concept}"), MODEL, **paths)
+        caption(
+            caption_params(captioner="template", template="a tok {concept}"), TEXT_TOKENS, **paths
+        )
     assert "caption of a regularisation picture with the trigger 'tok'" in str(caught.value)
 
-    caption(params, MODEL, **paths)
+    caption(params, TEXT_TOKENS, **paths)
     columns = ["image", "trigger", "caption", "written_by", "change"]
     written = read_table(CAPTIONS, paths["out"] / "captions.csv")[columns]
     assert written.to_numpy().tolist() == [
@@ -261,11 +262,11 @@ def test_concepts_repeats_and_regularisation(tmp_path: Path, weights_manifest: P
 def test_pictures_without_own_caption_and_without_captioner(paths: dict[str, Path]) -> None:
     """With `sidecar` every picture needs a caption; all that lack one are named."""
     with pytest.raises(DatasetError) as caught:
-        caption(caption_params(captioner="sidecar"), MODEL, **paths)
+        caption(caption_params(captioner="sidecar"), TEXT_TOKENS, **paths)
     assert [problem.where for problem in caught.value.problems] == ["b.png", "c.png"]
     assert "Write b.txt, or set caption.captioner" in str(caught.value)
     (paths["captions"] / "captions.csv").write_text("file,caption\nb.png,one\nc.png,two\n")
-    caption(caption_params(captioner="sidecar"), MODEL, **paths)
+    caption(caption_params(captioner="sidecar"), TEXT_TOKENS, **paths)
     assert metrics(paths)["captions_user"] == 5
 
 
@@ -273,7 +274,9 @@ def test_common_word_as_trigger_is_refused(paths: dict[str, Path]) -> None:
     """Before any captioner is loaded, and together with all else that is wrong."""
     (paths["captions"] / "a.txt").write_text("")
     with pytest.raises(DatasetError) as caught:
-        caption(caption_params(trigger="robot"), MODEL, **{**paths, "captioner": Path("nowhere")})
+        caption(
+            caption_params(trigger="robot"), TEXT_TOKENS, **{**paths, "captioner": Path("nowhere")}
+        )
     first, second = caught.value.problems
     assert first.what == "empty caption" or second.what == "empty caption"
     assert "caption.trigger: 'robot' is one common token to both text encoders" in str(caught.value)
@@ -289,7 +292,7 @@ def test_pictures_held_out_of_the_training_folder(tmp_path: Path, weights_manife
     (leftover / "b.txt").write_text("tok, another picture")
     (leftover / "held-out.txt").unlink(missing_ok=True)
     (paths["captions"] / "b.txt").write_text("tok, held out")
-    caption(caption_params(captioner="template", template="a robot"), MODEL, **paths)
+    caption(caption_params(captioner="template", template="a robot"), TEXT_TOKENS, **paths)
     table = read_table(CAPTIONS, paths["out"] / "captions.csv")
     assert table[["image", "split", "caption"]].to_numpy().tolist() == [
         ["a", "train", "tok, a robot"],

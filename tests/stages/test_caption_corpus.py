@@ -14,13 +14,12 @@ import pytest
 
 from stages.caption import caption
 from stages.contracts.errors import DatasetError
-from stages.contracts.params import ModelParams
 from stages.contracts.tables import CAPTIONS, read_table
 from tests.captioning.prepared import Raw, write_prepared
 from tests.captioning.settings import caption_params
 
 PARAMS = caption_params(captioner="template", template="a robot")
-MODEL = ModelParams(precision="float32", quantisation="none", offload="none", text_tokens=32)
+TEXT_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def test_corpus_is_as_large_as_it_claims() -> None:
 def test_good_captions_come_out_as_expected(tmp_path: Path, weights_manifest: Path) -> None:
     """What can be used is used, changed in nothing but the trigger."""
     paths = write_corpus(tmp_path, weights_manifest, GOOD)
-    caption(PARAMS, MODEL, **paths)
+    caption(PARAMS, TEXT_TOKENS, **paths)
     table = read_table(CAPTIONS, paths["out"] / "captions.csv")
     found = dict(zip(table["image"], table["caption"], strict=True))
     expected = {unicodedata.normalize("NFC", name): case.caption for name, case in GOOD.items()}
@@ -169,7 +168,7 @@ def test_bad_captions_are_all_named_in_one_message(tmp_path: Path, weights_manif
     """Each has its verdict, none hides another, none is left out, and nothing is written."""
     paths = write_corpus(tmp_path, weights_manifest, {**GOOD, **BAD}, STRAYS)
     with pytest.raises(DatasetError) as caught:
-        caption(PARAMS, MODEL, **paths)
+        caption(PARAMS, TEXT_TOKENS, **paths)
     problems = caught.value.problems
     assert len(problems) == len(BAD) + len(STRAYS) == 32
     assert str(caught.value).startswith("These captions cannot be used (32 problems):")
@@ -190,7 +189,7 @@ def test_each_bad_caption_is_found_alone(tmp_path: Path, weights_manifest: Path,
     """The verdict is the caption's own and owes nothing to its neighbours."""
     paths = write_corpus(tmp_path, weights_manifest, {"plain": GOOD["plain"], name: BAD[name]})
     with pytest.raises(DatasetError) as caught:
-        caption(PARAMS, MODEL, **paths)
+        caption(PARAMS, TEXT_TOKENS, **paths)
     (problem,) = caught.value.problems
     assert problem.what == BAD[name].problem
 
@@ -201,5 +200,5 @@ def test_table_with_a_missing_column_is_one_problem(tmp_path: Path, weights_mani
     rows = "".join(f"{number}.png,tok\n" for number in range(100))
     (paths["captions"] / "captions.csv").write_text(f"file_name,description\n{rows}")
     with pytest.raises(DatasetError, match="columns file_name and caption") as caught:
-        caption(PARAMS, MODEL, **paths)
+        caption(PARAMS, TEXT_TOKENS, **paths)
     assert len(caught.value.problems) == 1

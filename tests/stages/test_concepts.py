@@ -94,7 +94,7 @@ def run(params: Params, weights: Path, root: Path) -> None:
     prepare(params.prepare, images=images, validation=validation, out=root / "prepare")
     caption(
         params.caption,
-        params.model,
+        params.model.text_tokens,
         weights=weights,
         images=root / "prepare",
         captions=images,
@@ -102,10 +102,11 @@ def run(params: Params, weights: Path, root: Path) -> None:
         captioner=root,
         out=root / "caption",
     )
-    sections = params.encode, params.model, params.prompts, params.sampling
+    drawing = params.sampling.steps, params.sampling.guidance, params.sampling.batch
+    values = params.encode, params.model, params.prompts.without_trigger, *drawing
     captions = root / "caption" / "captions.csv"
     encode(
-        *sections, weights=weights, images=root / "prepare", captions=captions, out=root / "encode"
+        *values, weights=weights, images=root / "prepare", captions=captions, out=root / "encode"
     )
     shared = params.train, params.model, params.sampling
     train(*shared, weights=weights, encoded=root / "encode", out=root / "trained")

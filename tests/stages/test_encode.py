@@ -114,8 +114,10 @@ def run(weights: Path, prepared: Path, out: Path, **changes: object) -> Encoded:
     encode(
         params,
         MODEL,
-        PROMPTS,
-        SAMPLING,
+        PROMPTS.without_trigger,
+        SAMPLING.steps,
+        SAMPLING.guidance,
+        SAMPLING.batch,
         weights=weights,
         images=prepared,
         captions=captions,

@@ -12,12 +12,22 @@ import pytest
 from PIL import Image
 
 from stages.contracts.errors import TableError
-from stages.contracts.params import EvaluateParams
-from stages.contracts.tables import BLOCKS, PICTURES, RENDERED, read_table, write_table
+from stages.contracts.params import DistanceParams, EvaluateParams
+from stages.contracts.tables import (
+    BLOCKS,
+    DISTANCES,
+    PICTURES,
+    RENDERED,
+    STRENGTHS,
+    VARIANTS,
+    read_table,
+    write_table,
+)
 from stages.evaluate import evaluate
 from stages.imaging.heatmap import SMALLEST_DRAWN_PX
 from stages.imaging.metrics import mse, recovery
 from stages.lens.statistics import bootstrap_interval
+from tests.lens.test_perceptual import write_dinov2
 from tests.reporting.example import Example, example_params, write_lens
 
 PARAMS = example_params().evaluate
@@ -95,7 +105,11 @@ def test_metrics_are_flat_numbers(data: Path) -> None:
     """`dvc metrics diff` shows them in a pull request."""
     metrics = json.loads((data / "evaluate" / "metrics.json").read_text())
     wanted = {"effect_mse", "noise_floor_mse", "bleed", "rank_tau", "heatmap_top"}
-    assert set(metrics) == wanted | {"prompts", "seeds"}
+    trust = {"split_half_tau", "bootstrap_tau", "friedman_p", "blocks_in_noise", "anecdotal"}
+    assert set(metrics) == wanted | trust | {"prompts", "seeds"}
+    assert metrics["anecdotal"] == 0
+    assert 0.0 <= metrics["friedman_p"] <= 1.0
+    assert -1.0 <= metrics["split_half_tau"] <= metrics["bootstrap_tau"] <= 1.0
     assert (metrics["prompts"], metrics["seeds"]) == (2, 2)
     assert metrics["effect_mse"] > 100 > metrics["noise_floor_mse"] >= 0.0
     assert 0.0 < metrics["bleed"] < 0.1
@@ -112,6 +126,10 @@ def test_every_block_has_its_heat_map_and_the_sheet_all(data: Path) -> None:
         picture = load(data / "evaluate" / "heatmaps" / "develop-1-1" / name)
         assert picture.shape[1] == SMALLEST_DRAWN_PX
     assert load(data / "evaluate" / "sheet.png").shape[1] > 1000
+    sheets = sorted(path.name for path in (data / "evaluate" / "sheets").iterdir())
+    assert sheets == ["only-1.png", "without-1.png"]
+    first = (data / "evaluate" / "sheets" / "only-1.png").read_bytes()
+    assert first == (data / "evaluate" / "sheet.png").read_bytes()
 
 
 def test_running_again_gives_the_same_bytes(data: Path) -> None:
@@ -132,6 +150,71 @@ def test_scale_and_colours_change_pictures_and_no_number(data: Path, tmp_path: P
     assert (other / "sheet.png").read_bytes() != (data / "evaluate" / "sheet.png").read_bytes()
     name = "heatmaps/develop-0-0/only-single.2.png"
     assert (other / name).read_bytes() != (data / "evaluate" / name).read_bytes()
+
+
+def add_variants(data: Path, made_from: dict[str, str], kind: str) -> None:
+    """Add variants to the pictures of one kind of prompt, as copies of others."""
+    index = read_table(RENDERED, data / "render" / "index.csv")
+    rows = []
+    for name, source in made_from.items():
+        for row in index[index["variant"] == source].to_dict("records"):
+            if str(row["prompt"]).startswith(kind):
+                file = Path(row["file"]).with_name(f"{name.replace(':', '-')}.png").as_posix()
+                shutil.copyfile(data / "render" / row["file"], data / "render" / file)
+                rows.append({**row, "variant": name, "file": file})
+    rewrite_index(data, pd.concat([index, pd.DataFrame(rows)]))
+
+
+def test_controls_and_choices_of_blocks_are_measured(fresh: Path) -> None:
+    """Noise per block, bleeding per block, strengths and bands each have their numbers."""
+    noise = {f"random:{block}": "none" for block in BLOCKS_OF_TINY}
+    choices = {"strength:0.5": "only:single.2", "only-group:early": "full"}
+    add_variants(fresh, {**noise, **choices}, "develop")
+    plain = {f"without:{block}": "full" for block in BLOCKS_OF_TINY}
+    add_variants(fresh, {**plain, "without:single.0": "none"}, "without-trigger")
+    out = run(fresh)
+    table = read_table(BLOCKS, out / "blocks.csv").set_index("block")
+    assert (table["random_mse_to_none"] == 0.0).all()
+    assert (table["random_recovery"] == 0.0).all()
+    assert table["bleed_stopped"].to_dict() == {
+        **dict.fromkeys(BLOCKS_OF_TINY, 0.0),
+        "single.0": 1.0,
+    }
+    variants = read_table(VARIANTS, out / "variants.csv").set_index("variant")
+    assert set(variants.index) == {"none", "full", "repeat", *choices}
+    assert variants.loc["only-group:early", "recovery"] == 1.0
+    alone = table.loc["single.2", "only_recovery"]
+    assert variants.loc["strength:0.5", "recovery"] == pytest.approx(alone)
+    strengths = read_table(STRENGTHS, out / "strengths.csv")
+    assert strengths["strength"].tolist() == [0.0, 0.5, 1.0]
+    assert (out / "heatmaps" / "develop-0-0" / "only-group-early.png").is_file()
+    assert (out / "sheets" / "random-1.png").is_file()
+
+
+def test_one_prompt_with_one_seed_is_called_an_anecdote(fresh: Path) -> None:
+    """Numbers of a single pair say nothing of other prompts, and are labelled so."""
+    index = read_table(RENDERED, fresh / "render" / "index.csv")
+    alone = (index["prompt"] == "develop-0") & (index["seed"] == 0)
+    several = run(fresh, out="several")
+    rewrite_index(fresh, index[alone | index["prompt"].str.startswith("without")])
+    out = run(fresh)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["anecdotal"] == 1
+    assert "split_half_tau" not in metrics
+    assert not np.array_equal(load(out / "sheet.png"), load(several / "sheet.png"))
+
+
+def test_distances_by_models_that_are_at_hand(fresh: Path, tmp_path: Path) -> None:
+    """Every picture has its distances to both references, and 0 to itself."""
+    folder, sha256 = write_dinov2(tmp_path / "dinov2")
+    model = DistanceParams(metric="dinov2", folder=str(folder), sha256=sha256)
+    out = run(fresh, PARAMS.model_copy(update={"distances": [model]}))
+    table = read_table(DISTANCES, out / "distances.csv")
+    assert len(table) == len(read_table(RENDERED, fresh / "render" / "index.csv"))
+    full = table[table["variant"] == "full"]
+    assert (full["to_full"] < 1e-6).all()
+    assert (full.loc[full["prompt"].str.startswith("develop"), "to_none"] > 1e-4).all()
+    assert read_table(DISTANCES, run(fresh) / "distances.csv").empty
 
 
 def test_modes_that_were_not_rendered_stay_empty(fresh: Path) -> None:

@@ -59,7 +59,7 @@ def encoded(
     prepare(demo.prepare, images=images, validation=held_out, out=folder / "prepare")
     caption(
         demo.caption,
-        demo.model,
+        demo.model.text_tokens,
         weights=weights_manifest,
         images=folder / "prepare",
         captions=images,
@@ -70,8 +70,10 @@ def encoded(
     encode(
         demo.encode,
         demo.model,
-        demo.prompts,
-        demo.sampling,
+        demo.prompts.without_trigger,
+        demo.sampling.steps,
+        demo.sampling.guidance,
+        demo.sampling.batch,
         weights=weights_manifest,
         images=folder / "prepare",
         captions=folder / "caption" / "captions.csv",

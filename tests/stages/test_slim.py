@@ -51,6 +51,7 @@ def block_table(scores: Mapping[BlockId, float], isolate: bool = True) -> pd.Dat
     columns = {name: [0.0] * len(scores) for name in BLOCK_TABLE.schema.columns}
     columns |= {"block": [str(block) for block in scores], "rank": [2] * len(scores)}
     columns |= {"share": list(scores.values()), "bytes": [100] * len(scores)}
+    columns |= {f"only_rank{end}": [1.0] * len(scores) for end in ("", "_low", "_high")}
     columns["only_recovery"] = [v if isolate else np.nan for v in scores.values()]
     return pd.DataFrame(columns)
 

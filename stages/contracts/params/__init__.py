@@ -18,6 +18,7 @@ from stages.contracts.params.intake import (
 )
 from stages.contracts.params.lens import (
     AttributeParams,
+    DistanceParams,
     EvaluateParams,
     RenderParams,
     ReportParams,
@@ -34,6 +35,7 @@ __all__ = [
     "BlockSetting",
     "CaptionParams",
     "ConceptParams",
+    "DistanceParams",
     "EncodeParams",
     "EvaluateParams",
     "FetchParams",

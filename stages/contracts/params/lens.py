@@ -9,7 +9,16 @@ from pydantic import AfterValidator, Field
 
 from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.blocks import BASE
-from stages.contracts.params.fields import Fraction, Positive, Section, Seed, Sigma, Text, rule
+from stages.contracts.params.fields import (
+    Fraction,
+    Positive,
+    Section,
+    Seed,
+    Sha256,
+    Sigma,
+    Text,
+    rule,
+)
 from stages.contracts.params.idle import Use, require_effect
 
 Mode = Literal["only", "without"]
@@ -95,6 +104,19 @@ class AttributeParams(Section):
     gradient_checkpointing: bool = Field(description="Trade time for memory in the backward pass.")
 
 
+class DistanceParams(Section):
+    """A model that compares pictures by what they show."""
+
+    metric: Literal["clip", "dinov2"] = Field(
+        description="Kind of model: CLIP's picture half, or DINOv2."
+    )
+    folder: Text = Field(
+        description="Folder of its weights in transformers' layout, config.json beside "
+        "model.safetensors."
+    )
+    sha256: Sha256 = Field(description="Of model.safetensors: other weights are other numbers.")
+
+
 class EvaluateParams(Section):
     """Numbers and heat maps from the pictures."""
 
@@ -105,6 +127,14 @@ class EvaluateParams(Section):
         description="shared: one scale for all blocks, comparable; picture: each its own."
     )
     heatmap_opacity: Fraction = Field(description="Opacity of the heat map over the picture.")
+    heatmap_text: bool = Field(description="Write variant and MSE into the corners of each map.")
+    sheet_rows: Positive = Field(
+        description="Rows of blocks on one page of the contact sheet, 8 blocks in a row."
+    )
+    top: Positive = Field(description="How many first blocks `only_in_top` is the probability of.")
+    distances: list[DistanceParams] = Field(
+        description="Models whose distances are measured, too; needs their weights. Empty: none."
+    )
     resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
     seed: Seed = Field(description="Seed of the bootstrap.")

@@ -1,0 +1,123 @@
+"""The pipeline unattended: pull data, run what changed, push results, commit them to a branch.
+
+    python -m flows.nightly [--branch nightly]
+
+Meant for the worker's own clone (flows/worker_clone.py). The branch holds dvc.lock, metrics and
+small tables on top of the commit that ran; `python -m flows.review main nightly` says what they
+mean. A night in which nothing changed makes no commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import flows.environment  # noqa: F401  sets what prefect reads while it is imported
+
+# isort: split
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.experiments import IDENTITY
+from flows.graph import run_dvc
+from flows.local_server import prefect_api
+from flows.pipeline import pipeline
+from stages.contracts.errors import BlocklensError
+
+BRANCH: Final = "nightly"
+_RESULTS: Final = ("dvc.lock", "params.yaml", "data")
+
+
+class CommitError(BlocklensError, RuntimeError):
+    """The results cannot be committed to their branch."""
+
+
+@flow(name="nightly", persist_result=False)
+def nightly(branch: str = BRANCH) -> State[Any]:
+    """Run the pipeline of the working directory and commit its results to `branch`."""
+    root = Path.cwd()
+    try:
+        shared = bool(run_dvc(root, "remote", "list").strip())
+        if shared:
+            run_dvc(root, "pull", "--quiet", "--run-cache", "--allow-missing")
+        state = pipeline(return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+        if shared:
+            run_dvc(root, "push", "--quiet", "--run-cache")
+        commit = commit_results(root, branch, state.message or "")
+        if commit and _git(root, "remote"):
+            _git(root, "push", "--quiet", "--force", "origin", f"refs/heads/{branch}")
+    except BlocklensError as error:
+        return Failed(message=str(error))
+    said = f"{commit[:12]} on {branch}" if commit else "nothing to commit"
+    return Completed(message=f"{state.message}; {said}")
+
+
+def commit_results(root: Path, branch: str, summary: str) -> str | None:
+    """Point `branch` at a commit of the results on top of HEAD, and return its hash.
+
+    None, and no commit, where the results are those of HEAD. Neither the working tree nor the
+    index is touched.
+
+    Raises:
+        CommitError: git refuses, as it does where `branch` is checked out somewhere.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        _git(root, "read-tree", "HEAD", **index)
+        results = [path for path in _RESULTS if (root / path).exists()]
+        _git(root, "add", "--all", "--", *results, **index)
+        tree = _git(root, "write-tree", **index)
+    if tree == _git(root, "rev-parse", "HEAD^{tree}"):
+        return None
+    message = f"Results of a run: {summary}"
+    commit = _git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, **_identity(root))
+    _git(root, "branch", "--force", branch, commit)
+    return commit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the flow from the command line; exit code 1 with its message if it fails."""
+    parser = argparse.ArgumentParser(prog="python -m flows.nightly", description=__doc__)
+    parser.add_argument("--branch", default=BRANCH)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        with prefect_api():
+            state = nightly(options.branch, return_state=True)
+    except BlocklensError as error:
+        sys.exit(str(error))
+    if not state.is_completed():
+        sys.exit(state.message)
+
+
+def _identity(root: Path) -> dict[str, str]:
+    named = subprocess.run(["git", "config", "user.email"], cwd=root, capture_output=True)
+    return {} if named.returncode == 0 else IDENTITY
+
+
+def _git(root: Path, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=root,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise CommitError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Prefect's server and one worker on this machine, with the deployments of prefect.yaml.
+
+    python -m flows.serve [--port 4200] [--clone .blocklens/worker]
+
+Prints the address of the page, and runs until Ctrl-C or SIGTERM, which stop a running stage so
+that it can go on later, then the worker, then the server. The database is in PREFECT_HOME
+(.blocklens/prefect); everything listens on this machine alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import flows.environment  # noqa: F401  sets what prefect reads while it is imported
+
+# isort: split
+from prefect.automations import Automation
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import processes
+from flows.worker_clone import update_clone
+from stages.contracts.errors import BlocklensError
+
+HOST: Final = "127.0.0.1"
+PORT: Final = 4200
+POOL: Final = "blocklens"
+CLONE: Final = Path(".blocklens/worker")
+ZOMBIES: Final = "Runs without a heartbeat are crashed"
+HEARTBEAT_S: Final = 60
+DEAD_AFTER_S: Final = 300
+START_LIMIT_S: Final = 600.0
+STOP_GRACE_S: Final = 60.0
+_LEASES: Final = "prefect.server.concurrency.lease_storage.filesystem"
+_log = logging.getLogger(__name__)
+
+
+class ServeError(BlocklensError, RuntimeError):
+    """Server or worker did not start, or ended by themselves."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until a signal says otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--clone", type=Path, default=CLONE, help="the worker's own clone")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("flows").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        serve(Path.cwd(), options.clone, options.port)
+    except BlocklensError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        _log.info("stopped")
+
+
+def serve(source: Path, clone: Path, port: int) -> None:
+    """Start server and worker, register the deployments, and wait until one of the two ends.
+
+    Raises:
+        ServeError: the port is taken, or server, registration or worker fail.
+        CloneError: the worker's clone cannot be made.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after both were stopped.
+    """
+    _require_free(port)
+    update_clone(str(source), str(clone))
+    environment = serving_environment(source, clone, port)
+    logs = Path(environment["PREFECT_HOME"])
+    prefect = [sys.executable, "-m", "prefect"]
+    with _running([*prefect, "server", "start"], environment, logs / "server.log") as server:
+        _wait_until_healthy(server, environment["PREFECT_API_URL"], logs / "server.log")
+        _register(prefect, environment, source)
+        worker = [*prefect, "worker", "start", "--pool", POOL, "--limit", "1"]
+        with _running(worker, environment, logs / "worker.log") as working:
+            _log.info("Prefect: http://%s:%d (Ctrl-C stops it)", HOST, port)
+            _wait(server, working, logs)
+
+
+def serving_environment(source: Path, clone: Path, port: int) -> dict[str, str]:
+    """Return the environment of server and worker: loopback, and leases that survive a restart."""
+    url = f"http://{HOST}:{port}/api"
+    return {
+        **os.environ,
+        "PREFECT_API_URL": url,
+        "PREFECT_UI_API_URL": url,
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": _LEASES,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        "BLOCKLENS_SOURCE": str(source.resolve()),
+        "BLOCKLENS_CLONE": str(clone.resolve()),
+    }
+
+
+def crash_zombies() -> Automation:
+    """Return the automation that ends runs whose process died without a word.
+
+    Source: docs.prefect.io/v3/advanced/detect-zombie-flows.
+    """
+    ends = {
+        f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")
+    }
+    return Automation(
+        name=ZOMBIES,
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ends},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=DEAD_AFTER_S),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                force=False,
+                state=StateType.CRASHED,
+                message=f"No sign of life for {DEAD_AFTER_S} s: its process or machine died. "
+                "Start it again, it goes on where it was.",
+            )
+        ],
+    )
+
+
+def _register(prefect: Sequence[str], environment: Mapping[str, str], source: Path) -> None:
+    """Make the pool (again), the deployments and the automation."""
+    commands = (
+        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
+        ["work-pool", "set-concurrency-limit", POOL, "1"],
+        ["--no-prompt", "deploy", "--all"],
+    )
+    for command in commands:
+        done = subprocess.run(
+            [*prefect, *command],
+            cwd=source,
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            said = (done.stderr + done.stdout).strip()
+            raise ServeError(f"prefect {' '.join(command)} failed: {said}")
+    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        asyncio.run(_register_automation())
+
+
+async def _register_automation() -> None:
+    try:
+        found = await Automation.aread(name=ZOMBIES)
+    except (ValueError, ObjectNotFound):
+        await crash_zombies().acreate()
+    else:
+        assert found.id is not None
+
+
+def _wait(server: subprocess.Popen[str], worker: subprocess.Popen[str], logs: Path) -> None:
+    while True:
+        for name, process in (("server", server), ("worker", worker)):
+            if process.poll() is not None:
+                raise ServeError(_ended(name, process, logs / f"{name}.log"))
+        time.sleep(0.5)
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[str]]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file:
+        process = processes.start_guarded(
+            command, STOP_GRACE_S, env=dict(environment), stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        processes.stop(process, STOP_GRACE_S)
+
+
+def _wait_until_healthy(server: subprocess.Popen[str], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise ServeError(_ended("server", server, log))
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+                if response.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    raise ServeError(f"Prefect's server did not answer within {START_LIMIT_S:g} s; see {log}")
+
+
+def _ended(name: str, process: subprocess.Popen[str], log: Path) -> str:
+    end = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
+    return f"Prefect's {name} ended with exit code {process.returncode}. The end of {log}:\n{end}"
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServeError(
+                f"port {port} is taken: stop what listens there, or name another with --port"
+            ) from error
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

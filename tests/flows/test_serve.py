@@ -1,0 +1,139 @@
+"""Server, worker and deployments on this machine: a schedule fires, and a signal ends it all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from flows.serve import ServeError, crash_zombies, serve
+from tests.flows.conftest import descendants, is_alive, run_dvc
+from tests.flows.test_worker_clone import git
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 300.0
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_every_deployment_names_a_flow_of_ours() -> None:
+    """prefect.yaml has no check of its own: entry points, the pool, and no concurrency limit."""
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    names = [deployment["name"] for deployment in document["deployments"]]
+    assert names == ["on-demand", "nightly"]
+    for deployment in document["deployments"]:
+        file, _, function = deployment["entrypoint"].partition(":")
+        assert f"\ndef {function}(" in (ROOT / file).read_text(encoding="utf-8")
+        assert deployment["work_pool"] == {"name": "blocklens"}
+        assert "concurrency_limit" not in deployment
+
+
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """Prefect itself would fail in its log, after a minute."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServeError, match=f"port {port} is taken"):
+            serve(tmp_path, tmp_path / "clone", port)
+    assert not (tmp_path / "clone").exists()
+
+
+def test_a_run_without_heartbeats_is_crashed() -> None:
+    """The automation waits for several heartbeats, and every end of a run stops the waiting."""
+    automation = crash_zombies()
+    assert automation.trigger.within.total_seconds() >= 3 * 60
+    assert "prefect.flow-run.Completed" in automation.trigger.expect
+
+
+@pytest.fixture
+def served(finished_project: Path, tmp_path: Path) -> Iterator[tuple[Path, str, int]]:
+    """A toy project with our flows, served: its folder, the API's address, the process."""
+    source = finished_project
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    document["deployments"][1]["schedules"] = [{"interval": 20.0, "active": True}]
+    (source / "prefect.yaml").write_text(yaml.safe_dump(document))
+    shutil.copytree(ROOT / "flows", source / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    git(source, "add", "--all")
+    git(source, "commit", "--quiet", "--message", "flows")
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.serve", "--port", str(port), "--clone", "../worker"],
+        cwd=source,
+        env={
+            **os.environ,
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PYTHONPATH": str(ROOT),
+            "PREFECT_API_URL": "",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    said = ""
+    while "Prefect: http" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    yield source, f"http://127.0.0.1:{port}", process.pid
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for_runs(api: str, deployment: str, state: str, count: int) -> list[dict[str, Any]]:
+    """Return the runs of a deployment in a state, once there are so many."""
+    deadline = time.monotonic() + LIMIT_S
+    wanted = {"deployments": {"name": {"any_": [deployment]}}}
+    while True:
+        runs = httpx2.post(f"{api}/api/flow_runs/filter", json=wanted).json()
+        found = [run for run in runs if run["state"]["type"] == state]
+        if len(found) >= count:
+            return found
+        ended = [run["state"] for run in runs if run["state"]["type"] in ("FAILED", "CRASHED")]
+        assert not ended, ended
+        assert time.monotonic() < deadline, [run["state"] for run in runs]
+        time.sleep(1.0)
+
+
+@pytest.mark.slow
+def test_a_schedule_fires_and_a_signal_stops_everything(
+    served: tuple[Path, str, int], tmp_path: Path
+) -> None:
+    """Scheduled, run in the worker's clone, completed, with artifacts and a page; then Ctrl-C."""
+    source, api, pid = served
+    (source / "source.txt").write_text("second\n")
+    git(source, "commit", "--quiet", "--all", "--message", "second")
+    runs = wait_for_runs(api, "nightly", "COMPLETED", 1)
+    assert all(run["auto_scheduled"] for run in runs)
+    found = httpx2.post(f"{api}/api/artifacts/filter", json={}).json()
+    assert {"stages", "metrics"} <= {artifact["key"] for artifact in found}
+    page = httpx2.get(f"{api}/deployments", headers={"Accept": "text/html"})
+    assert page.status_code == 200
+    assert (tmp_path / "worker/omega.txt").exists()
+    assert git(source, "status", "--porcelain") == ""
+    processes = descendants(pid)
+    assert processes
+    os.kill(pid, signal.SIGINT)
+    deadline = time.monotonic() + 120
+    while any(is_alive(each) for each in processes):
+        assert time.monotonic() < deadline, "left running after Ctrl-C"
+        time.sleep(0.2)
+    run_dvc(tmp_path / "worker", "status")
