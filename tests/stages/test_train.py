@@ -334,8 +334,8 @@ def test_another_runs_state_is_not_used(
 ) -> None:
     """A seed, a picture or a line of code changed after the kill: the run starts from the base."""
     monkeypatch.setattr("stages.train.clear_state", lambda _: None)
-    run(weights, encoded, tmp_path / "killed", steps=1)
-    changes: dict[str, Any] = {"steps": 1}
+    run(weights, encoded, tmp_path / "killed", steps=1, warmup_steps=0)
+    changes: dict[str, Any] = {"steps": 1, "warmup_steps": 0}
     if what == "seed":
         changes["seed"] = 5
     elif what == "data":
