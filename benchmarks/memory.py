@@ -317,7 +317,7 @@ def step_of(params: Params) -> Step:
         size_px=max(params.encode.sizes_px),
         batch=params.train.batch,
         text_tokens=params.model.text_tokens,
-        rank=params.train.rank,
+        rank=max([params.train.rank, *(phase.rank for phase in params.train.phases)]),
         targets=params.train.targets,
         precision=params.model.precision,
         checkpointing=params.train.gradient_checkpointing,

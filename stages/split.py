@@ -3,8 +3,12 @@
 Reads:   the adapter (--adapter), the base model's manifest (--weights); of the base weights only
          the matrices that the adapter changes, one at a time.
 Writes:  blocks/<block>.safetensors, index.csv (SPLIT_INDEX; blocks that are not present have no
-         row), metrics.json.
+         row), metrics.json, and apart/: text-encoders.safetensors if the adapter has weights for
+         text encoders, which belong to no block; nothing otherwise.
 Params:  none of its own: dvc.yaml fills --adapter from split.adapter.
+
+Also, without base weights: `python -m stages.split inspect FILE` shows what is in a LoRA file,
+`python -m stages.split to-kohya FILE OUT` and `to-diffusers FILE OUT` write it in another format.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ import pandas as pd
 
 from stages.adapters.base_weights import open_linear_weights
 from stages.adapters.compatibility import require_fit
-from stages.adapters.files import read_adapter, write_adapter
+from stages.adapters.conversion import to_diffusers, to_kohya
+from stages.adapters.files import read_adapter, write_adapter, write_apart
+from stages.adapters.inspection import inspect
 from stages.adapters.module import Adapter
 from stages.adapters.norms import BlockNorm, block_norms
 from stages.adapters.partition import split_by_block
@@ -25,7 +31,7 @@ from stages.contracts.blocks import BlockId
 from stages.contracts.tables import SPLIT_INDEX, write_table
 from stages.families.architecture import Architecture, read_architecture
 from stages.families.weights import ensure_weights
-from stages.runtime.console import run_stage
+from stages.runtime.console import Command, run_stage
 from stages.runtime.files import write_json
 from stages.runtime.outputs import replace_folder
 
@@ -45,6 +51,9 @@ def split(*, weights: Path, adapter: Path, out: Path) -> None:
     parts = split_by_block(source)
     with replace_folder(out) as work:
         (work / "blocks").mkdir()
+        (work / "apart").mkdir()
+        if source.apart:
+            write_apart(work / "apart" / "text-encoders.safetensors", source)
         for block, part in parts.items():
             write_adapter(_block_file(work, block), part)
         write_table(SPLIT_INDEX, _index(work, parts, norms), work / "index.csv")
@@ -81,6 +90,7 @@ def _metrics(
         "single_blocks": architecture.single_blocks,
         "modules": len(source.modules),
         "parameters": source.parameters,
+        "tensors_apart": len(source.apart),
     }
 
 
@@ -94,7 +104,16 @@ def _summary(source: Adapter) -> str:
 
 def main() -> None:
     """Run the stage as dvc.yaml does."""
-    run_stage(split, sections=(), paths=("weights", "adapter", "out"))
+    run_stage(
+        split,
+        sections=(),
+        paths=("weights", "adapter", "out"),
+        commands={
+            "inspect": Command(inspect, ("file",)),
+            "to-kohya": Command(to_kohya, ("file", "out")),
+            "to-diffusers": Command(to_diffusers, ("file", "out")),
+        },
+    )
 
 
 if __name__ == "__main__":

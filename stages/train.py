@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from diffusers import FluxTransformer2DModel
 
 from stages.adapters.attach import add_shaped_lora
 from stages.adapters.training_adapter import TrainingAdapter, open_training_adapter
-from stages.contracts.errors import DatasetError, ParamsError, Problem
+from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import ModelParams, SamplingParams, Section, TrainParams
 from stages.encoding.encoded import Encoded, Prompt, read_encoded
 from stages.families.architecture import Architecture, read_architecture
@@ -39,10 +39,10 @@ from stages.families.weights import ensure_weights, read_manifest
 from stages.imaging.checkpoint_sheet import MOST_ROWS
 from stages.judging.results import write_results
 from stages.judging.scoring import Painter
-from stages.judging.selection import checkpoint_steps, require_selectable
+from stages.judging.selection import require_checkpoints
 from stages.judging.verdict import judge
 from stages.optimisation.optimiser import require_optimiser
-from stages.optimisation.schedule import pictures_per_step, settle_steps, total_steps
+from stages.optimisation.schedule import pictures_per_step, settle_steps
 from stages.runtime.console import run_stage
 from stages.runtime.device import configure_torch
 from stages.runtime.files import sha256_file
@@ -115,9 +115,7 @@ def _prepare(
     _require_fit(encoded, data, architecture)
     state = _state_folder({"train": params, "model": model, "sampling": sampling}, weights, encoded)
     params = settle_steps(params, len(data.training))
-    kept = checkpoint_steps(total_steps(params), params.checkpoint_every)
-    require_selectable(params.select, kept)
-    _require_sheet(kept, averaged=params.ema_decay > 0)
+    require_checkpoints(params, MOST_ROWS - 1)  # the base model has a row in the sheet, too
     plan = plan_lora(architecture, params)
     transformer = load_transformer(folder, model, device)
     distilled: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -173,18 +171,6 @@ def _painter(
         return encode_pictures(generator.vae, pixels)[0][0]
 
     return Painter(draws(data.samples), draws(data.plain), encoded)
-
-
-def _require_sheet(checkpoints: Collection[int], *, averaged: bool) -> None:
-    """Refuse, before training, more checkpoints than the sheet at its end has room for.
-
-    The base model has a row, too, and each checkpoint a second one where an average is kept.
-    """
-    most = (MOST_ROWS - 1) // (2 if averaged else 1)
-    if len(checkpoints) > most:
-        what = f"gives {len(checkpoints)} checkpoints; the sheet has room for {most}"
-        problem = Problem("train.checkpoint_every", what, "Raise it.")
-        raise ParamsError("Too many checkpoints", [problem])
 
 
 def _require_fit(encoded: Path, data: Encoded, architecture: Architecture) -> None:

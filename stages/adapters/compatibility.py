@@ -9,6 +9,7 @@ from torch import nn
 from stages.adapters.listing import list_names
 from stages.adapters.module import Adapter
 from stages.contracts.errors import AdapterError, Problem
+from stages.families.architecture import block_of
 
 Shape = tuple[int, int]
 """Shape of a Linear layer's weight: (out, in)."""
@@ -49,7 +50,7 @@ def require_fit(adapter: Adapter, shapes: Mapping[str, Shape]) -> None:
         for module in adapter.modules.keys() & shapes.keys()
         if _shape(adapter, module) != shapes[module]
     ]
-    problems = _unknown(adapter.modules, shapes)
+    problems = _unknown(adapter.modules, shapes) + _block_problems(adapter.modules, shapes)
     if wrong:
         problems.append(Problem("shapes [out, in]", f"differ: {list_names(wrong)}", _REMEDY))
     if problems:
@@ -57,11 +58,33 @@ def require_fit(adapter: Adapter, shapes: Mapping[str, Shape]) -> None:
 
 
 def _shape(adapter: Adapter, module: str) -> Shape:
-    pair = adapter.modules[module]
-    return (pair.up.shape[0], pair.down.shape[1])
+    return adapter.modules[module].shape
 
 
 def _unknown(modules: Collection[str], shapes: Mapping[str, Shape]) -> list[Problem]:
     unknown = set(modules) - shapes.keys()
-    what = f"not in the base model: {list_names(unknown)}"
-    return [Problem("modules", what, _REMEDY)] if unknown else []
+    if not unknown:
+        return []
+    return [Problem("modules", f"not in the base model: {list_names(unknown)}", _REMEDY)]
+
+
+def _block_problems(modules: Collection[str], shapes: Mapping[str, Shape]) -> list[Problem]:
+    theirs, ours = _counts(modules), _counts(shapes)
+    if all(theirs[stack] <= ours[stack] for stack in ours):
+        return []
+    what = f"the adapter's go up to {_shown(theirs)}, the base model has {_shown(ours)}"
+    return [Problem("blocks", what, _REMEDY)]
+
+
+def _counts(modules: Collection[str]) -> dict[str, int]:
+    """Return how many blocks of each stack there are, by the highest number."""
+    counts = {"double": 0, "single": 0}
+    for module in modules:
+        block = block_of(module)
+        if block.stack in counts:
+            counts[block.stack] = max(counts[block.stack], block.index + 1)
+    return counts
+
+
+def _shown(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{count} {stack} blocks" for stack, count in counts.items())

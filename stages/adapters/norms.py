@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from stages.adapters.module import Adapter, LoraPair
+from stages.adapters.dora import DoraPair
+from stages.adapters.kronecker import KroneckerPair
+from stages.adapters.module import Adapter, Change
+from stages.adapters.pair import LoraPair
 from stages.adapters.partition import split_by_block
 from stages.contracts.blocks import BlockId
 from stages.contracts.errors import Problem, WeightsError
@@ -33,20 +36,29 @@ class BlockNorm:
         return self.delta / self.weight
 
 
-def delta_norm(pair: LoraPair) -> float:
+def delta_norm(change: LoraPair | KroneckerPair) -> float:
     """Return |Delta W|_F = |(alpha / rank) B A|_F, 0 or larger."""
-    down, up = pair.down.double(), pair.up.double()
+    if isinstance(change, KroneckerPair):
+        return change.norm()
+    down, up = change.down.double(), change.up.double()
     squared = ((up.T @ up) * (down @ down.T)).sum().item()
-    return abs(pair.scale) * math.sqrt(max(squared, 0.0))
+    return abs(change.scale) * math.sqrt(max(squared, 0.0))
 
 
-def relative_norm(pair: LoraPair, weight: torch.Tensor) -> float:
+def relative_norm(change: Change, weight: torch.Tensor) -> float:
     """Return |Delta W|_F / |W|_F for the layer's weight W [out, in].
 
     Raises:
         WeightsError: W is zero.
     """
-    return _checked(BlockNorm(delta_norm(pair), _weight_norm(weight)), "a layer").relative
+    return _checked(BlockNorm(*_layer_norms(change, weight)), "a layer").relative
+
+
+def _layer_norms(change: Change, weight: torch.Tensor) -> tuple[float, float]:
+    """Return |Delta W|_F and |W|_F of one layer; DoRA's change is formed, it has the rank of W."""
+    if isinstance(change, DoraPair):
+        return _weight_norm(change.delta(weight)), _weight_norm(weight)
+    return delta_norm(change), _weight_norm(weight)
 
 
 def block_norms(
@@ -65,8 +77,10 @@ def block_norms(
     """
     norms = {}
     for block, part in split_by_block(adapter).items():
-        delta = math.hypot(*(delta_norm(pair) for pair in part.modules.values()))
-        weight = math.hypot(*(_weight_norm(read_weight(module)) for module in part.modules))
+        found = [
+            _layer_norms(change, read_weight(module)) for module, change in part.modules.items()
+        ]
+        delta, weight = (math.hypot(*each) for each in zip(*found, strict=True))
         norms[block] = _checked(BlockNorm(delta, weight), str(block))
     return norms
 

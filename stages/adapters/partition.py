@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from stages.adapters.listing import list_names
-from stages.adapters.module import Adapter, LoraPair
+from stages.adapters.module import Adapter, Change
 from stages.contracts.blocks import BlockId
 from stages.contracts.errors import AdapterError, Problem
 from stages.families.architecture import block_of
@@ -17,7 +17,7 @@ def split_by_block(adapter: Adapter) -> dict[BlockId, Adapter]:
 
     The parts are a partition: no module is in two of them, and `join` gives the source again.
     """
-    modules: dict[BlockId, dict[str, LoraPair]] = {block: {} for block in adapter.blocks}
+    modules: dict[BlockId, dict[str, Change]] = {block: {} for block in adapter.blocks}
     for module, pair in adapter.modules.items():
         modules[block_of(module)][module] = pair
     return {block: Adapter(part, adapter.metadata) for block, part in modules.items()}

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from stages.adapters.module import LoraPair
+from stages.adapters.module import Change
 
 AMBIGUOUS_MODULE: Final = "proj_out"
 """The one Linear layer of a FLUX transformer whose name is the end of others' names."""
 
 
-def exact_config(pairs: Mapping[str, LoraPair]) -> dict[str, Any]:
+def exact_config(pairs: Mapping[str, Change]) -> dict[str, Any]:
     """Return the arguments of PEFT's LoraConfig for exactly the modules of `pairs`.
 
     The commonest rank and alpha are the defaults, the others stand in anchored patterns.

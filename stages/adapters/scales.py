@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import torch
@@ -23,12 +23,14 @@ CONFIG_FIELD: Final = "lora_adapter_metadata"
 """Header field with diffusers' LoraConfig."""
 
 _PREFIX: Final = "transformer."
-_UNSUPPORTED: Final = ("use_dora", "lora_bias")
 _STALE: Final = f"Correct or delete the header field {CONFIG_FIELD}; without it alpha is the rank."
 
 
 def read_alphas(
-    stated: Mapping[str, torch.Tensor], metadata: Mapping[str, str], ranks: Mapping[str, int]
+    stated: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    ranks: Mapping[str, int],
+    decomposed: Collection[str] = (),
 ) -> tuple[dict[str, float], list[Problem]]:
     """Return each module's alpha, and what is wrong with how the file states them.
 
@@ -36,11 +38,12 @@ def read_alphas(
         stated: the `.alpha` tensors by module; may be empty.
         metadata: the header's text fields.
         ranks: the rank of every module that has both matrices.
+        decomposed: the modules that have a DoRA magnitude, too.
     """
-    problems = _tensor_problems(stated, ranks)
+    problems = number_problems(stated) + _absence_problems(stated, ranks)
     configured: dict[str, float] = {}
     if CONFIG_FIELD in metadata:
-        configured, config_problems = _configured_alphas(metadata[CONFIG_FIELD], ranks)
+        configured, config_problems = _configured_alphas(metadata[CONFIG_FIELD], ranks, decomposed)
         problems += config_problems
     if problems:
         return {}, problems
@@ -58,26 +61,28 @@ def config_text(config: Mapping[str, Any]) -> str:
     return json.dumps({_PREFIX + name: value for name, value in config.items()}, sort_keys=True)
 
 
-def _tensor_problems(stated: Mapping[str, torch.Tensor], ranks: Mapping[str, int]) -> list[Problem]:
+def number_problems(stated: Mapping[str, torch.Tensor]) -> list[Problem]:
+    """Return what is wrong with alphas that are tensors, by the layers they belong to."""
     bad = [
-        module
-        for module, alpha in stated.items()
+        layer
+        for layer, alpha in stated.items()
         if alpha.numel() != 1 or not math.isfinite(float(alpha.float().sum()))
     ]
+    remedy = "An alpha is a tensor with one finite number."
+    return [Problem("alpha", f"not a number: {list_names(bad)}", remedy)] if bad else []
+
+
+def _absence_problems(
+    stated: Mapping[str, torch.Tensor], ranks: Mapping[str, int]
+) -> list[Problem]:
     lacking = sorted(ranks.keys() - stated.keys()) if stated else []
-    problems = []
-    if bad:
-        remedy = "An alpha is a tensor with one finite number."
-        problems.append(Problem("alpha", f"not a number: {list_names(bad)}", remedy))
-    if lacking:
-        what = f"missing in these modules while others have one: {list_names(lacking)}"
-        remedy = "Add it (alpha = rank means scale 1); readers guess differently."
-        problems.append(Problem("alpha", what, remedy))
-    return problems
+    what = f"missing in these modules while others have one: {list_names(lacking)}"
+    remedy = "Add it (alpha = rank means scale 1); readers guess differently."
+    return [Problem("alpha", what, remedy)] if lacking else []
 
 
 def _configured_alphas(
-    text: str, ranks: Mapping[str, int]
+    text: str, ranks: Mapping[str, int], decomposed: Collection[str]
 ) -> tuple[dict[str, float], list[Problem]]:
     try:
         config = {name.removeprefix(_PREFIX): value for name, value in json.loads(text).items()}
@@ -95,11 +100,14 @@ def _configured_alphas(
     if config.get("use_rslora"):
         # rsLoRA (arXiv 2312.03732): the scale is alpha / sqrt(rank).
         alphas = {module: alpha * math.sqrt(ranks[module]) for module, alpha in alphas.items()}
-    return alphas, _config_problems(config, alphas, stale)
+    return alphas, _config_problems(config, alphas, stale, decomposed)
 
 
 def _config_problems(
-    config: Mapping[str, Any], alphas: Mapping[str, float], stale: list[str]
+    config: Mapping[str, Any],
+    alphas: Mapping[str, float],
+    stale: list[str],
+    decomposed: Collection[str],
 ) -> list[Problem]:
     problems = []
     if stale:
@@ -107,9 +115,13 @@ def _config_problems(
         problems.append(Problem(CONFIG_FIELD, what, _STALE))
     if any(not math.isfinite(alpha) for alpha in alphas.values()):
         problems.append(Problem(CONFIG_FIELD, "an alpha is not finite", _STALE))
-    if unsupported := [name for name in _UNSUPPORTED if config.get(name)]:
-        what = f"asks for {', '.join(unsupported)}"
-        problems.append(Problem(CONFIG_FIELD, what, "Only plain LoRA is read."))
+    plain = alphas.keys() - set(decomposed)
+    if config.get("use_dora") and plain:
+        what = f"asks for use_dora, but these have no magnitude: {list_names(plain)}"
+        problems.append(Problem(CONFIG_FIELD, what, "The file is incomplete: get it again."))
+    if config.get("lora_bias"):
+        remedy = "Biases are no change of a Linear layer's weight: use a LoRA without them."
+        problems.append(Problem(CONFIG_FIELD, "asks for lora_bias", remedy))
     return problems
 
 

@@ -24,7 +24,9 @@ from torch.nn import functional
 
 from stages.adapters.compatibility import linear_shapes, require_fit
 from stages.adapters.files import read_adapter
-from stages.adapters.module import Adapter, LoraPair
+from stages.adapters.listing import list_names
+from stages.adapters.module import Adapter, plain_pairs
+from stages.adapters.pair import LoraPair
 from stages.contracts.errors import AdapterError, Problem
 from stages.contracts.params import TrainingAdapterParams
 from stages.families.hub import download
@@ -39,13 +41,17 @@ def open_training_adapter(params: TrainingAdapterParams) -> Adapter:
     What it holds is decided by params.yaml alone: by the commit, or by the SHA-256 of the file.
 
     Raises:
-        AdapterError: the file is missing, no LoRA of a FLUX transformer, or another one.
+        AdapterError: the file is missing, no plain LoRA of a FLUX transformer, or another one.
         WeightsError: the Hub does not have it, or cannot be reached.
     """
     path = Path(params.file)
     if params.repository is not None and params.revision is not None:
         path = download(params.repository, params.revision, [params.file]) / params.file
     adapter = read_adapter(path)
+    if odd := adapter.modules.keys() - plain_pairs(adapter).keys():
+        what = f"no plain LoRA in: {list_names(odd)}"
+        problem = Problem(f"train.training_adapter, {path}", what, "Use a plain LoRA.")
+        raise AdapterError("The training adapter cannot be used", [problem])
     if params.sha256 is not None and (found := sha256_file(path)) != params.sha256:
         problem = Problem(
             f"train.training_adapter, {path}",
@@ -69,7 +75,7 @@ class TrainingAdapter:
         """
         require_fit(adapter, linear_shapes(transformer))
         self._on = True
-        for module, pair in adapter.modules.items():
+        for module, pair in plain_pairs(adapter).items():
             hook = self._hook(pair, transformer.device)
             transformer.get_submodule(module).register_forward_hook(hook)
 

@@ -14,6 +14,12 @@ from functools import partial
 from typing import Final
 
 from stages.families.architecture import Architecture
+from stages.families.original_names import (
+    BASE_LAYERS,
+    DOUBLE_LAYERS,
+    GUIDANCE_LAYERS,
+    SINGLE_LAYERS,
+)
 
 SWAPPED: Final = re.compile(r"norm_out\.linear\.(?:weight|bias)")
 """Ours that hold (scale, shift) where the original has (shift, scale)."""
@@ -34,42 +40,11 @@ PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What some programs put before every key of a component's file."""
 
-_BASE: Final = {
-    "img_in": ("x_embedder",),
-    "txt_in": ("context_embedder",),
-    "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
-    "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
-    "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
-    "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
-    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
-    "final_layer.linear": ("proj_out",),
-}
-_GUIDANCE: Final = {
-    "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
-    "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
-}
-_DOUBLE: Final = {
-    "img_mod.lin": ("norm1.linear",),
-    "txt_mod.lin": ("norm1_context.linear",),
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "img_attn.proj": ("attn.to_out.0",),
-    "txt_attn.proj": ("attn.to_add_out",),
-    "img_mlp.0": ("ff.net.0.proj",),
-    "img_mlp.2": ("ff.net.2",),
-    "txt_mlp.0": ("ff_context.net.0.proj",),
-    "txt_mlp.2": ("ff_context.net.2",),
-}
 _DOUBLE_NORMS: Final = {
     "img_attn.norm.query_norm": "attn.norm_q",
     "img_attn.norm.key_norm": "attn.norm_k",
     "txt_attn.norm.query_norm": "attn.norm_added_q",
     "txt_attn.norm.key_norm": "attn.norm_added_k",
-}
-_SINGLE: Final = {
-    "modulation.lin": ("norm.linear",),
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",),
 }
 _SINGLE_NORMS: Final = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
 
@@ -85,13 +60,13 @@ _RESNET: Final = {"conv_shortcut": "nin_shortcut"}
 
 def transformer_keys(architecture: Architecture) -> dict[str, tuple[str, ...]]:
     """Return, for each original key, ours whose rows follow one another in it."""
-    found = _linear("", "", _BASE | (_GUIDANCE if architecture.guidance else {}))
+    found = _linear("", "", BASE_LAYERS | (GUIDANCE_LAYERS if architecture.guidance else {}))
     for index in range(architecture.double_blocks):
         theirs, ours = f"double_blocks.{index}.", f"transformer_blocks.{index}."
-        found |= _linear(theirs, ours, _DOUBLE) | _norms(theirs, ours, _DOUBLE_NORMS)
+        found |= _linear(theirs, ours, DOUBLE_LAYERS) | _norms(theirs, ours, _DOUBLE_NORMS)
     for index in range(architecture.single_blocks):
         theirs, ours = f"single_blocks.{index}.", f"single_transformer_blocks.{index}."
-        found |= _linear(theirs, ours, _SINGLE) | _norms(theirs, ours, _SINGLE_NORMS)
+        found |= _linear(theirs, ours, SINGLE_LAYERS) | _norms(theirs, ours, _SINGLE_NORMS)
     return found
 
 

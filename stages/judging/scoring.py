@@ -19,7 +19,7 @@ from diffusers import FluxTransformer2DModel
 from torch.nn import functional
 
 from stages.adapters.attach import ADAPTER_NAME, lora_layers
-from stages.adapters.module import Adapter
+from stages.adapters.module import Adapter, plain_pairs
 from stages.judging.candidates import Candidate
 
 Image = npt.NDArray[np.uint8]
@@ -92,17 +92,21 @@ class Score:
 def put_adapter(transformer: FluxTransformer2DModel, adapter: Adapter | None) -> None:
     """Give the LoRA that the model carries the matrices of `adapter`; None makes it the base.
 
-    The model's own scales stay: B takes up the difference to the adapter's.
+    The model's own scales stay: B takes up the difference to the adapter's. An adapter of a lower
+    rank than the model's, of an earlier phase, is filled up with zeros.
     """
+    pairs = plain_pairs(adapter) if adapter else {}
     with torch.no_grad():
         for module, layer in lora_layers(transformer).items():
             down, up = (each[ADAPTER_NAME].weight for each in (layer.lora_A, layer.lora_B))
             if adapter is None:
                 up.zero_()
                 continue
-            pair = adapter.modules[module]
-            down.copy_(pair.down)
-            up.copy_(pair.up * (pair.scale / layer.scaling[ADAPTER_NAME]))
+            pair = pairs[module]
+            down[: pair.rank].copy_(pair.down)
+            down[pair.rank :].zero_()
+            up[:, : pair.rank].copy_(pair.up * (pair.scale / layer.scaling[ADAPTER_NAME]))
+            up[:, pair.rank :].zero_()
 
 
 class TrainingSet:

@@ -8,11 +8,13 @@ lowest of all, and the reason says so.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.contracts.errors import ParamsError, Problem
+from stages.contracts.params import TrainParams
 from stages.judging.candidates import BASE_MODEL, WORDS, Candidate
+from stages.optimisation.phases import phases_of
 from stages.training.state import Journal
 
 Losses = Mapping[Candidate, float]
@@ -33,26 +35,42 @@ class Choice:
         return 1 - self.validation_loss / self.validation_loss_base
 
 
-def checkpoint_steps(steps: int, every: int) -> tuple[int, ...]:
-    """Return the steps after which a run of `steps` keeps a checkpoint."""
-    return (*range(every, steps, every), steps)
+def checkpoint_steps(params: TrainParams) -> tuple[int, ...]:
+    """Return the steps after which a run of settled params keeps a checkpoint."""
+    ends = [phase.last for phase in phases_of(params)]
+    every = params.checkpoint_every
+    return tuple(sorted({*range(every, ends[-1], every), *ends}))
 
 
-def require_selectable(select: str | int, checkpoints: Collection[int]) -> None:
-    """Check before training that the step asked for will have a checkpoint.
+def require_checkpoints(params: TrainParams, rows: int) -> None:
+    """Check before training that the step asked for will have a checkpoint, and all have room.
+
+    Args:
+        params: of the run, settled.
+        rows: of the sheet at its end, that of the base model apart; a moving average has its own.
 
     Raises:
-        ParamsError: it will not.
+        ParamsError: one of them is not so; both together.
     """
+    checkpoints, select = checkpoint_steps(params), params.select
+    room = rows // (2 if params.ema_decay > 0 else 1)
+    problems = []
     if isinstance(select, int) and select not in checkpoints:
-        near = sorted(sorted(checkpoints), key=lambda step: abs(step - select))[:3]
-        problem = Problem(
-            "train.select",
-            f"no checkpoint is kept after step {select}",
-            f"Near it are {', '.join(str(step) for step in sorted(near))}; they come every "
-            "train.checkpoint_every steps and after the last.",
+        near = sorted(checkpoints, key=lambda step: abs(step - select))[:3]
+        problems.append(
+            Problem(
+                "train.select",
+                f"no checkpoint is kept after step {select}",
+                f"Near it are {_listed(sorted(near))}; they come every train.checkpoint_every "
+                f"steps and after the last{' of every phase' if params.phases else ''}.",
+            )
         )
-        raise ParamsError("The checkpoint asked for will not exist", [problem])
+    if len(checkpoints) > room:
+        what = f"gives {len(checkpoints)} checkpoints; the sheet has room for {room}"
+        remedy = f"Raise it{', or join phases: each ends with one' if params.phases else ''}."
+        problems.append(Problem("train.checkpoint_every", what, remedy))
+    if problems:
+        raise ParamsError("These checkpoints cannot be kept", problems)
 
 
 def choose_checkpoint(
@@ -139,3 +157,7 @@ def _left_out(losses: Losses, collapsed: Collection[Candidate]) -> str:
     if len(spoilt) == len(losses):
         return "; all checkpoints collapsed"
     return f"; {', '.join(candidate.label for candidate in spoilt)} left out: collapsed"
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(str(step) for step in steps)

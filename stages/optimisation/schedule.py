@@ -13,6 +13,7 @@ from typing import Final
 
 from stages.contracts.errors import ParamsError, Problem
 from stages.contracts.params import TrainParams
+from stages.optimisation.phases import phase_of, phases_of
 
 STEPS_PER_PICTURE: Final = 100
 """A rule of thumb for one subject; more pictures need more steps, repeats of a picture do not."""
@@ -45,14 +46,12 @@ def settle_steps(params: TrainParams, pictures: int) -> TrainParams:
 
 
 def total_steps(params: TrainParams) -> int:
-    """Return how many steps a run of settled params takes.
+    """Return how many steps a run of settled params takes, all phases together.
 
     Raises:
         ValueError: `steps` is still `auto`.
     """
-    if isinstance(params.steps, str):
-        raise ValueError("settle_steps comes first: the number of steps depends on the pictures")
-    return params.steps
+    return phases_of(params)[-1].last
 
 
 def pictures_per_step(params: TrainParams) -> int:
@@ -61,12 +60,19 @@ def pictures_per_step(params: TrainParams) -> int:
 
 
 def learning_rate(step: int, params: TrainParams) -> float:
-    """Return the rate of a step (the first is 1): linear from 0 in warm-up, then its course."""
+    """Return the rate of a step (the first is 1): linear from 0 in warm-up, then its course.
+
+    Each phase has a warm-up and a course of its own.
+    """
+    phase = phase_of(step, params)
+    return _rate_in_phase(step - phase.first + 1, phase.last - phase.first + 1, phase.params)
+
+
+def _rate_in_phase(step: int, steps: int, params: TrainParams) -> float:
     if step < params.warmup_steps:
         return params.learning_rate * step / params.warmup_steps
     done = max(0, step - 1 - params.warmup_steps)
-    progress = done / max(1, total_steps(params) - params.warmup_steps)
-    return _course(params, progress)
+    return _course(params, done / max(1, steps - params.warmup_steps))
 
 
 def _course(params: TrainParams, progress: float) -> float:

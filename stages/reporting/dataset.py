@@ -37,9 +37,15 @@ class Dataset:
     constant_words: Sequence[str]
 
 
-def show_dataset(evidence: Evidence, longest_px: int) -> Dataset:
-    """Return all pictures with their captions, in the order of their names."""
-    rows = evidence.images.merge(evidence.captions, on=["image", "split"], how="left")
+def show_dataset(evidence: Evidence, longest_px: int) -> Dataset | None:
+    """Return all pictures with their captions, in the order of their names.
+
+    None for a LoRA that was not trained here.
+    """
+    making = evidence.making
+    if making is None:
+        return None
+    rows = making.images.merge(making.captions, on=["image", "split"], how="left")
     rows = rows.fillna({"caption": "", "origin": "none", "change": "none", "t5_tokens": 0})
     items: dict[str, list[Item]] = {"train": [], "validation": []}
     for row in rows.sort_values("image").to_dict("records"):
@@ -63,6 +69,6 @@ def show_dataset(evidence: Evidence, longest_px: int) -> Dataset:
         validation=items["validation"],
         generated=sum(item.origin == "generated" for item in items["train"]),
         near_duplicates=sum(bool(item.near_duplicate_of) for item in items["train"]),
-        constant_words=evidence.words.loc[evidence.words["share"] == 1.0, "word"].tolist(),
+        constant_words=making.words.loc[making.words["share"] == 1.0, "word"].tolist(),
         tokens_over_limit=int(evidence.metrics["caption"].get("tokens_over_limit", 0)),
     )

@@ -82,18 +82,29 @@ class BlockResult:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The checked content of all folders; tables as in stages/contracts/tables.py."""
+class Making:
+    """The tables on how the LoRA was made, and from what."""
 
-    folders: Folders
-    weights: Mapping[str, Any]
-    metrics: Mapping[str, Metrics]
     images: pd.DataFrame
     captions: pd.DataFrame
     words: pd.DataFrame
     history: pd.DataFrame
     scores: pd.DataFrame
     diagnosis: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The checked content of all folders; tables as in stages/contracts/tables.py.
+
+    `making` is None for a LoRA that was not trained here; then `metrics` has nothing of `prepare`,
+    `caption` and `train`.
+    """
+
+    folders: Folders
+    weights: Mapping[str, Any]
+    metrics: Mapping[str, Metrics]
+    making: Making | None
     rendered: pd.DataFrame
     measured: pd.DataFrame
     curve: pd.DataFrame
@@ -117,27 +128,45 @@ def read_evidence(folders: Folders) -> Evidence:
         TableError: files are missing or break their contract; all of them are named.
     """
     problems: list[Problem] = []
+    made_here = is_made_here(folders)
+    makings = _making_places(folders) if made_here else {}
     tables = {
         name: _collect(problems, lambda at=at: read_table(*at))  # type: ignore[misc]
-        for name, at in _table_places(folders).items()
+        for name, at in (_table_places(folders) | makings).items()
     }
     metrics = {
         stage: _collect(problems, lambda at=(stage, folder): _read_metrics(*at))  # type: ignore[misc]
-        for stage, folder in _metric_places(folders).items()
+        for stage, folder in _metric_places(folders, made_here).items()
     }
     weights = _collect(problems, lambda: _read_json(folders.manifest))
     if not folders.adapter.is_file():
         problems.append(Problem(str(folders.adapter), "missing", "Check params split.adapter."))
     if problems:
         raise TableError("The report cannot be written", problems)
-    tables["images"] = accepted(tables["images"])
+    making = None
+    if made_here:
+        own = {name: tables.pop(name) for name in makings}
+        making = Making(**own | {"images": accepted(own["images"])})
     blocks = _block_results(
         metrics["split"], tables.pop("blocks"), tables["curve"], metrics["slim"]
     )
-    return Evidence(folders, weights, metrics, blocks=blocks, **tables)
+    return Evidence(folders, weights, metrics, making, blocks=blocks, **tables)
 
 
-def _table_places(folders: Folders) -> dict[str, tuple[Table, Path]]:
+def is_made_here(folders: Folders) -> bool:
+    """Return whether the folders of prepare, caption and train have anything in them.
+
+    All three are empty, but for hidden files, for a LoRA that was not trained here; one that is
+    empty alone, or missing, lacks something.
+    """
+    made = (folders.prepared, folders.captioned, folders.trained)
+    return any(
+        not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
+        for folder in made
+    )
+
+
+def _making_places(folders: Folders) -> dict[str, tuple[Table, Path]]:
     return {
         "images": (MANIFEST, folders.prepared / "manifest.csv"),
         "captions": (CAPTIONS, folders.captioned / "captions.csv"),
@@ -145,6 +174,11 @@ def _table_places(folders: Folders) -> dict[str, tuple[Table, Path]]:
         "history": (HISTORY, folders.trained / "history.csv"),
         "scores": (SCORES, folders.trained / "scores.csv"),
         "diagnosis": (DIAGNOSIS, folders.trained / "diagnosis.csv"),
+    }
+
+
+def _table_places(folders: Folders) -> dict[str, tuple[Table, Path]]:
+    return {
         "rendered": (RENDERED, folders.rendered / "index.csv"),
         "blocks": (BLOCKS, folders.evaluated / "blocks.csv"),
         "measured": (PICTURES, folders.evaluated / "pictures.csv"),
@@ -152,11 +186,13 @@ def _table_places(folders: Folders) -> dict[str, tuple[Table, Path]]:
     }
 
 
-def _metric_places(folders: Folders) -> dict[str, Path]:
-    return {
+def _metric_places(folders: Folders, made_here: bool) -> dict[str, Path]:
+    making = {
         "prepare": folders.prepared,
         "caption": folders.captioned,
         "train": folders.trained,
+    }
+    return (making if made_here else {}) | {
         "split": folders.split,
         "attribute": folders.attributed,
         "evaluate": folders.evaluated,

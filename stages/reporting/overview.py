@@ -106,13 +106,10 @@ def is_anecdotal(evidence: Evidence) -> bool:
 
 
 def _facts(evidence: Evidence) -> list[Fact]:
-    train, slim = evidence.metrics["train"], evidence.metrics["slim"]
+    slim = evidence.metrics["slim"]
     whole = evidence.folders.adapter.stat().st_size
     return [
-        Fact(
-            percent(-train["improvement"], 0),
-            "validation loss against the base model, on pictures that were never trained on",
-        ),
+        *_training_facts(evidence),
         Fact(
             f"{evidence.metrics['attribute']['blocks_for_half']:.0f} of {len(evidence.present)}",
             "blocks do half of the whole effect",
@@ -127,6 +124,14 @@ def _facts(evidence: Evidence) -> list[Fact]:
             f"lower bound {percent(slim['recovery_low'], 0)}",
         ),
     ]
+
+
+def _training_facts(evidence: Evidence) -> list[Fact]:
+    """Return what training achieved; nothing of a LoRA that was not trained here."""
+    if evidence.making is None:
+        return []
+    meaning = "validation loss against the base model, on pictures that were never trained on"
+    return [Fact(percent(-evidence.metrics["train"]["improvement"], 0), meaning)]
 
 
 def _findings(evidence: Evidence, params: Params) -> list[Finding]:

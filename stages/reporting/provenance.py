@@ -31,6 +31,9 @@ PACKAGES: Final = (
 )
 """Packages whose version can change pictures or weights."""
 
+_OF_THE_MAKING: Final = ("prepare", "encode", "train")
+"""Sections that say nothing of a LoRA that was not trained here; `caption` has its trigger."""
+
 _METADATA_SHOWN: Final = 400  # characters; tag frequencies of large sets run to pages
 
 
@@ -83,7 +86,7 @@ def trace_provenance(evidence: Evidence, params: Params) -> Provenance:
             if path.is_file()
         ],
         versions=[("python", platform.python_version()), *_versions()],
-        settings=_settings(params),
+        settings=_settings(params, () if evidence.making else _OF_THE_MAKING),
         metadata=_metadata(folders.adapter),
         weights=[(file["path"], file["sha256"]) for file in weights["files"]],
     )
@@ -109,9 +112,11 @@ def _versions() -> list[tuple[str, str]]:
     return found
 
 
-def _settings(params: Params) -> dict[str, list[Setting]]:
+def _settings(params: Params, without: Sequence[str]) -> dict[str, list[Setting]]:
     sections: dict[str, list[Setting]] = {}
     for name in type(params).model_fields:
+        if name in without:
+            continue
         section: Any = getattr(params, name)
         fields = type(section).model_fields
         sections[name] = [

@@ -79,9 +79,15 @@ class Training:
     samples: Sequence[Samples]
 
 
-def tell_training(evidence: Evidence, prompts: Sequence[str], longest_px: int) -> Training:
-    """Return the loss chart, findings, scores and samples of `prompts` (encode.sample_prompts)."""
-    history, metrics = evidence.history.sort_values("step"), evidence.metrics["train"]
+def tell_training(evidence: Evidence, prompts: Sequence[str], longest_px: int) -> Training | None:
+    """Return the loss chart, findings, scores and samples of `prompts` (encode.sample_prompts).
+
+    None for a LoRA that was not trained here.
+    """
+    making = evidence.making
+    if making is None:
+        return None
+    history, metrics = making.history.sort_values("step"), evidence.metrics["train"]
     return Training(
         metrics=metrics,
         steps=int(history["step"].max()),
@@ -90,10 +96,10 @@ def tell_training(evidence: Evidence, prompts: Sequence[str], longest_px: int) -
         selected=_checkpoint_name(int(metrics["selected_step"]), str(metrics["selected_weights"])),
         findings=[
             Finding(row["finding"], row["words"], row["advice"])
-            for row in evidence.diagnosis.to_dict("records")
+            for row in making.diagnosis.to_dict("records")
         ],
         headings=SCORE_HEADINGS,
-        checkpoints=_checkpoints(evidence.scores),
+        checkpoints=_checkpoints(making.scores),
         sheet=thumbnail(evidence.folders.trained / "sheet.png", _SHEET_PX),
         samples=_samples(evidence.folders.trained / "samples", prompts, longest_px),
     )

@@ -10,7 +10,8 @@ import ctypes
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
@@ -26,14 +27,28 @@ Explain = Callable[[Path, ParamsError], ParamsError]
 """Adds to what is wrong with a params file what only someone beyond it knows."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """Something else that a stage's file does: `python -m stages.STAGE NAME PATH…`.
+
+    `function` takes the paths in order and returns what is shown.
+    """
+
+    function: Callable[..., str]
+    paths: Sequence[str]
+
+
 def run_stage(
     function: Callable[..., None],
     *,
     sections: Sequence[str],
     paths: Sequence[str],
     explain: Explain | None = None,
+    commands: Mapping[str, Command] | None = None,
 ) -> None:
     """Call `function(*sections of params.yaml, **paths from flags)` and exit.
+
+    Where the first argument is one of `commands`, that is run instead.
 
     A section may be narrowed to a value (`model.text_tokens`), as in dvc.yaml: then the stage reads
     nothing else of it, and does not run again when the rest changes.
@@ -44,8 +59,13 @@ def run_stage(
     130 and 143 on Ctrl-C and SIGTERM.
     """
     name = getattr(function, "__name__", "stage")
+    if commands and len(sys.argv) > 1 and sys.argv[1] in commands:
+        _run_command(name, sys.argv[1], commands[sys.argv[1]])
+        return
     parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=function.__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file")
+    if commands:
+        parser.epilog = f"Or: python -m stages.{name} {{{','.join(commands)}}} --help"
     for path in paths:
         parser.add_argument(f"--{path.replace('_', '-')}", type=Path, required=True)
     arguments = vars(parser.parse_args())
@@ -60,6 +80,22 @@ def run_stage(
     except KeyboardInterrupt:
         _log.error("%s: interrupted; run `dvc repro` to go on", name)
         sys.exit(130)
+
+
+def _run_command(stage: str, name: str, command: Command) -> None:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{stage} {name}", description=command.function.__doc__
+    )
+    for path in command.paths:
+        parser.add_argument(path, type=Path)
+    arguments = parser.parse_args(sys.argv[2:])
+    prepare_process()
+    try:
+        shown = command.function(*(getattr(arguments, path) for path in command.paths))
+    except BlocklensError as error:
+        _log.error("%s: %s", name, error)
+        sys.exit(1)
+    sys.stdout.write(f"{shown}\n")
 
 
 def _warn_of_what_is_to_come(params: Params, sections: Sequence[str]) -> None:

@@ -19,7 +19,8 @@ def announce(
 ) -> None:
     """Log the adapter's shape, steps and epochs, and what else the data holds.
 
-    `plan` is that of `targets.plan_lora`; `parameters` how many numbers it trains.
+    `plan` is that of `targets.plan_lora`; `parameters` how many numbers it trains: both of the
+    first phase.
     """
     counts = Counter((lora.rank, lora.alpha) for lora in plan.values())
     kinds = [
@@ -27,6 +28,9 @@ def announce(
         for (rank, alpha), modules in counts.items()
     ]
     _log.info("LoRA of %s: %s parameters", "; ".join(kinds), f"{parameters:,}")
+    if params.phases:
+        later = [f"rank {phase.rank} for {phase.steps} steps" for phase in params.phases]
+        _log.info("then, from the adapter so far: %s", ", ".join(later))
     steps, uses = total_steps(params), sum(picture.repeats for picture in data.training)
     own_share = 1 - params.regularisation_share if data.regularisation else 1
     _log.info(

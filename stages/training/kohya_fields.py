@@ -15,6 +15,7 @@ from typing import Final
 
 from stages.contracts.params import ModelParams, TrainParams
 from stages.encoding.encoded import Encoded, Picture
+from stages.optimisation.phases import phase_of
 from stages.optimisation.schedule import pictures_per_step, total_steps
 
 OPTIMISERS: Final = MappingProxyType(
@@ -70,7 +71,7 @@ def kohya_fields(
         "reg_dataset_dirs": json.dumps(_folders(data.regularisation), sort_keys=True),
         "text_encoder_lr": None,
         "timestep_sampling": _TIMESTEPS.get(params.timesteps, params.timesteps),
-        "unet_lr": params.learning_rate,
+        "unet_lr": phase_of(step, params).params.learning_rate,
         "weighting_scheme": _weighting(params),
         "zero_terminal_snr": False,
     }

@@ -26,6 +26,7 @@ from stages.adapters.files import write_adapter
 from stages.contracts.params import ModelParams, TrainParams
 from stages.encoding.encoded import Encoded
 from stages.optimisation.optimiser import evaluation_weights
+from stages.optimisation.phases import phase_of, phases_of
 from stages.optimisation.schedule import total_steps
 from stages.runtime.device import resident_bytes
 from stages.runtime.files import sha256_file
@@ -36,7 +37,13 @@ from stages.training.live import live_view
 from stages.training.memory import LOADING, explained_memory
 from stages.training.state import Journal, Row, load_newest, save_state, write_whole
 from stages.training.step import take_step
-from stages.training.trainee import Trainee, make_trainee, restore_trainee, trainee_contents
+from stages.training.trainee import (
+    Trainee,
+    enter_phase,
+    make_trainee,
+    restore_trainee,
+    trainee_contents,
+)
 from stages.training.validation import Measures, measure
 
 _SAVE_EVERY: Final = "BLOCKLENS_SAVE_EVERY_S"
@@ -52,8 +59,9 @@ Pictures = Iterable[npt.NDArray[np.uint8]]
 class Run:
     """All that decides a run; its params are settled (see schedule.py).
 
-    `transformer` carries the trainable adapter. `describe(step)` returns the text fields of a
-    checkpoint; `draw_samples()` one picture [H, W, 3] in 0-255 per sample prompt, in order.
+    `transformer` carries the trainable adapter, at first that of the first phase. `describe(step)`
+    returns the text fields of a checkpoint; `draw_samples()` one picture [H, W, 3] in 0-255 per
+    sample prompt, in order.
     """
 
     transformer: FluxTransformer2DModel
@@ -94,13 +102,14 @@ def train_adapter(run: Run, folder: Path) -> Journal:
     pace, end = _Pace(), total_steps(run.params)
     with held_interruption() as interruption:
         with leader_first(), explained_memory(run.params, run.model, LOADING):
-            journal = _resume(trainee, folder)
+            trainee, journal = _resume(run, trainee, folder)
         journal = journal or _begin(run, folder)
         steps = range(journal.step + 1, end + 1)
         shown = live_view(folder, journal) if world().leads else nullcontext()
         with shown as live:
             for step in track(steps, len(steps), "train", partial(_latest, journal)):
                 with explained_memory(run.params, run.model, f"step {step}"):
+                    trainee = _in_phase(run, trainee, step)
                     _advance(run, trainee, journal, folder)
                 interruption.number = agreed(interruption.number)
                 if live is None:
@@ -161,14 +170,33 @@ def _begin(run: Run, folder: Path) -> Journal:
     return journal
 
 
-def _resume(trainee: Trainee, folder: Path) -> Journal | None:
-    """Put the newest whole state in `folder` on the trainee; None if there is none."""
+def _resume(run: Run, trainee: Trainee, folder: Path) -> tuple[Trainee, Journal | None]:
+    """Return the trainee with the newest whole state in `folder`, in its phase; None if none is."""
     state = load_newest(folder)
     if state is None:
-        return None
+        return trainee, None
+    for phase in phases_of(run.params)[1:]:
+        if phase.first <= state.journal.step:
+            trainee = enter_phase(trainee, phase)
     restore_trainee(trainee, state.contents)
     _log.info("continuing after step %d from %s", state.journal.step, folder)
-    return state.journal
+    return trainee, state.journal
+
+
+def _in_phase(run: Run, trainee: Trainee, step: int) -> Trainee:
+    """Return the trainee for a step: a grown one where a phase begins with it."""
+    phase = phase_of(step, run.params)
+    if phase.number == 1 or step > phase.first:
+        return trainee
+    _log.info(
+        "phase %d: rank %d, alpha %g, learning rate %g, until step %d",
+        phase.number,
+        phase.params.rank,
+        phase.params.alpha,
+        phase.params.learning_rate,
+        phase.last,
+    )
+    return enter_phase(trainee, phase)
 
 
 def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None:
@@ -201,13 +229,13 @@ def _advance(run: Run, trainee: Trainee, journal: Journal, folder: Path) -> None
 
 
 def _due(step: int, params: TrainParams) -> set[str]:
-    """Return what is due after a step: validation, checkpoint, samples; all after the last."""
+    """Return what is due after a step: validation, checkpoint, samples; all after a phase's end."""
     intervals = {
         "validation": params.validation_every,
         "checkpoint": params.checkpoint_every,
         "samples": params.sample_every,
     }
-    last = step == total_steps(params)
+    last = step == phase_of(step, params).last
     return {what for what, every in intervals.items() if last or step % every == 0}
 
 

@@ -45,8 +45,9 @@ def _advice(
         ways += ["sampling.batch: 1", "a smaller sampling.size_px"]
     elif where != LOADING:
         ways += _smaller_step(params)
-    if params.rank > 1:
-        ways.append(f"train.rank below {params.rank}")
+    rank = max([params.rank, *(phase.rank for phase in params.phases)])
+    if rank > 1:
+        ways.append(f"train.rank{' and train.phases' if params.phases else ''} below {rank}")
     ways.append("a machine with more memory")
     numbered = [f"({number}) {way}" for number, way in enumerate(ways, start=1)]
     said = str(error).partition("\n")[0] or type(error).__name__

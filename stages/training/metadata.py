@@ -21,7 +21,8 @@ from typing import Any
 from stages.contracts.params import ModelParams, TrainParams
 from stages.encoding.encoded import Encoded, Picture
 from stages.families.architecture import Architecture
-from stages.optimisation.schedule import pictures_per_step
+from stages.optimisation.phases import phase_of
+from stages.optimisation.schedule import pictures_per_step, total_steps
 from stages.runtime.fingerprint import package_versions
 from stages.training.kohya_fields import kohya_fields
 
@@ -46,7 +47,11 @@ class Origin:
 def adapter_metadata(
     origin: Origin, params: TrainParams, model: ModelParams, step: int
 ) -> dict[str, str]:
-    """Return the text fields of the adapter that the run has after `step` steps."""
+    """Return the text fields of the adapter that the run has after `step` steps.
+
+    Those of the network and of the rate are the phase's that the step belongs to.
+    """
+    phase = phase_of(step, params)
     side = origin.data.size_px
     trigger = origin.data.trigger
     used = {"train": params.model_dump(), "model": model.model_dump()}
@@ -55,12 +60,12 @@ def adapter_metadata(
         "ss_base_model_version": "flux1",
         "ss_caption_dropout_rate": repr(params.caption_dropout),
         "ss_gradient_checkpointing": str(params.gradient_checkpointing),
-        "ss_learning_rate": repr(params.learning_rate),
+        "ss_learning_rate": repr(phase.params.learning_rate),
         "ss_lr_warmup_steps": str(params.warmup_steps),
         "ss_max_grad_norm": repr(params.gradient_clip),
-        "ss_max_train_steps": str(params.steps),
+        "ss_max_train_steps": str(total_steps(params)),
         "ss_mixed_precision": "bf16" if model.precision == "bfloat16" else "no",
-        "ss_network_args": json.dumps(_network_args(params), sort_keys=True),
+        "ss_network_args": json.dumps(_network_args(phase.params), sort_keys=True),
         "ss_network_module": "peft.tuners.lora",
         "ss_num_reg_images": str(len(origin.data.regularisation)),
         "ss_num_train_images": str(len(origin.data.training)),
@@ -73,7 +78,7 @@ def adapter_metadata(
         "ss_total_batch_size": str(pictures_per_step(params)),
         "ss_v2": "False",
         "modelspec.architecture": f"{architecture_name(origin.architecture)}/lora",
-        "modelspec.description": _description(origin, params, step),
+        "modelspec.description": _description(origin, phase.params.rank, step, total_steps(params)),
         "modelspec.implementation": _IMPLEMENTATION,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.sai_model_spec": _MODELSPEC_VERSION,
@@ -83,6 +88,7 @@ def adapter_metadata(
         "blocklens.dataset": origin.data.sha256,
         "blocklens.model": json.dumps(model.model_dump(), sort_keys=True),
         "blocklens.packages": json.dumps(package_versions(used), sort_keys=True),
+        "blocklens.phase": str(phase.number),
         "blocklens.seed": str(params.seed),
         "blocklens.step": str(step),
         "blocklens.train": json.dumps(params.model_dump(), sort_keys=True),
@@ -101,12 +107,12 @@ def architecture_name(architecture: Architecture) -> str:
     return "flux-1-dev" if architecture.guidance else "flux-1-schnell"
 
 
-def _description(origin: Origin, params: TrainParams, step: int) -> str:
+def _description(origin: Origin, rank: int, step: int, steps: int) -> str:
     """Return in a sentence what the file is; the rest of the fields says it number by number."""
     base = origin.base.partition("@")[0] if "@" in origin.base else "the base model it names"
     return (
-        f"LoRA of rank {params.rank} for {base}, trained on {len(origin.data.training)} pictures, "
-        f"after step {step} of {params.steps}."
+        f"LoRA of rank {rank} for {base}, trained on {len(origin.data.training)} pictures, "
+        f"after step {step} of {steps}."
     )
 
 

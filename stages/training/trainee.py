@@ -11,12 +11,17 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from stages.adapters.attach import lora_parameters
+from stages.adapters.growth import plan_growth, put_grown
 from stages.contracts.params import TrainParams
+from stages.families.architecture import Architecture
 from stages.optimisation.average import Average
-from stages.optimisation.optimiser import build_optimiser
+from stages.optimisation.optimiser import build_optimiser, evaluation_weights
 from stages.optimisation.optimiser_state import OptimiserState, optimiser_state, restore_optimiser
 from stages.optimisation.parameter_values import put_weights
+from stages.optimisation.phases import Phase
+from stages.training.lora_forward import shorten_lora_forward
 from stages.training.state import Contents
+from stages.training.targets import plan_lora
 
 _ADAPTER: Final = "adapter."
 _AVERAGE: Final = "average."
@@ -51,6 +56,30 @@ def make_trainee(transformer: FluxTransformer2DModel, params: TrainParams) -> Tr
     parameters = lora_parameters(transformer)
     average = Average(parameters, params.ema_decay) if params.ema_decay > 0 else None
     return Trainee(transformer, parameters, build_optimiser(parameters, params), average)
+
+
+def enter_phase(trainee: Trainee, phase: Phase) -> Trainee:
+    """Return the trainee at the start of a phase after the first, on the same model.
+
+    The adapter is the one that the phase before ends with, its Delta W kept (see adapters/growth):
+    of schedule-free AdamW the average that it keeps in checkpoints. The moving average goes on, its
+    own Delta W kept in the same way; the optimiser is a new one.
+
+    Raises:
+        HardwareError: the optimiser cannot run on this machine.
+        ValueError: a rank would fall.
+    """
+    transformer, params = trainee.transformer, phase.params
+    loras = plan_lora(Architecture.from_config(transformer.config), params)
+    growth = plan_growth(transformer, loras, params.seed, "phase", phase.number)
+    with evaluation_weights(trainee.optimiser, trainee.parameters):
+        weights = growth.of(trainee.parameters)
+    put_grown(transformer, loras, weights)
+    shorten_lora_forward(transformer)
+    grown = make_trainee(transformer, params)
+    if grown.average is not None and trainee.average is not None:
+        grown.average.restore(growth.of(trainee.average.weights))
+    return grown
 
 
 def trainee_contents(trainee: Trainee) -> Contents:

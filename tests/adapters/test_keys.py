@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.adapters.keys import Key, format_key, parse_key, parse_keys
+from stages.adapters.keys import Key, format_key, parse_key
 from stages.families.architecture import Architecture, block_of, lora_modules
 
 FLUX_1 = Architecture(19, 38, 3072, 16, guidance=True)
@@ -68,51 +68,3 @@ def test_other_names_are_refused(name: str) -> None:
     """Anything but the whole grammar is an error."""
     with pytest.raises(ValueError, match=r"not a LoRA key|no FLUX transformer"):
         parse_key(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("text_encoder.layers.0.mlp.fc1.lora_A.weight", "text-encoder keys"),
-        ("text_encoder_2.encoder.block.0.lora_A.weight", "text-encoder keys"),
-        ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "text-encoder keys"),
-        ("lora_te3_encoder_block_0.lora_down.weight", "text-encoder keys"),
-        ("transformer.proj_out.lora_magnitude_vector", "DoRA"),
-        ("lora_unet_double_blocks_0_img_mlp_0.dora_scale", "DoRA"),
-        ("transformer.proj_out.lokr_w1", "LoKr"),
-        ("lycoris_single_blocks_0_linear1.hada_w1_a", "LoHa"),
-        ("transformer.proj_out.lora_B.bias", "bias"),
-        ("transformer.transformer_blocks.0.attn.norm_added_q.weight", "norm"),
-        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "kohya"),
-        ("lora_transformer_proj_out.lora_down.weight", "kohya"),
-        ("double_blocks.0.processor.qkv_lora1.down.weight", "XLabs"),
-        ("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", "Black Forest Labs"),
-        ("base_model.model.proj_out.lora_A.weight", "save_pretrained"),
-    ],
-)
-def test_known_foreign_names_are_refused_by_their_name(name: str, what: str) -> None:
-    """Whoever brings another format learns which it is, and what to do."""
-    keys, problems = parse_keys([name], "file")
-    assert not keys
-    assert len(problems) == 1
-    assert what in problems[0].what
-    assert name in problems[0].what
-    assert len(problems[0].remedy) > 20
-
-
-def test_all_kinds_of_leftovers_come_in_one_list() -> None:
-    """Each kind is one problem with its keys and their number; good keys are still returned."""
-    good = "transformer.proj_out.lora_A.weight"
-    text = [f"text_encoder.layers.{number}.lora_A.weight" for number in range(12)]
-    keys, problems = parse_keys([good, *text, "what.is.this"], "file")
-    assert keys == {Key("proj_out", "down"): good}
-    assert ["12 in all" in problem.what for problem in problems] == [True, False]
-    assert "unknown keys: what.is.this" in problems[1].what
-    assert "keeps only the keys beginning with `transformer.`" in problems[0].remedy
-
-
-def test_one_module_under_two_names_is_refused() -> None:
-    """With and without prefix is the same tensor: which one counts, nobody can say."""
-    name = "proj_out.lora_A.weight"
-    _, problems = parse_keys([name, f"transformer.{name}"], "file")
-    assert [problem.what for problem in problems] == [f"has keys twice: {name}, transformer.{name}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from stages.adapters.files import write_adapter
 from stages.adapters.module import Adapter, LoraPair
@@ -43,6 +44,17 @@ def test_another_file_is_refused(file: Path) -> None:
     with pytest.raises(AdapterError, match="is another one") as caught:
         open_training_adapter(params(file, sha256="0" * 64))
     assert sha256_file(file) in str(caught.value)
+
+
+def test_only_a_plain_lora_holds_a_base_model(tmp_path: Path) -> None:
+    """Training goes beside two matrices per layer: LoKr and the like are refused by name."""
+    parts = {
+        "lora_unet_img_in.lokr_w1": torch.ones(2, 2),
+        "lora_unet_img_in.lokr_w2": torch.ones(2, 2),
+    }
+    save_file(parts, tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match="no plain LoRA in: x_embedder"):
+        open_training_adapter(params(tmp_path / "a.safetensors", sha256="0" * 64))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

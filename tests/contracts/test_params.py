@@ -290,6 +290,26 @@ def test_pictures_that_cannot_be_named_or_made_are_refused(
         load_params(written(lambda document: document["render"].update(changes)))
 
 
+def test_the_report_is_of_the_adapter(written: Writer) -> None:
+    """A page never shows one run's training beside another LoRA, nor leaves out its own."""
+
+    def elsewhere(document: Document) -> None:
+        document["split"]["adapter"] = "loras/from-elsewhere.safetensors"
+
+    def ours_as_foreign(document: Document) -> None:
+        document["report"]["origin"] = "data/elsewhere"
+
+    def foreign(document: Document) -> None:
+        elsewhere(document)
+        ours_as_foreign(document)
+
+    with pytest.raises(ParamsError, match=r"not of this run: set report\.origin: data/elsewhere"):
+        load_params(written(elsewhere))
+    with pytest.raises(ParamsError, match=r"is of this run: set report\.origin: data"):
+        load_params(written(ours_as_foreign))
+    assert load_params(written(foreign)).report.origin == "data/elsewhere"
+
+
 def test_formats_that_do_not_compile_are_not_compiled(written: Writer) -> None:
     """docs/hardware.md: torch.compile refuses int8 and fp8."""
 
@@ -430,3 +450,62 @@ def test_presets_hold_the_neutral_values(path: Path) -> None:
     for name, value in NEUTRAL.items():
         section, key = name.split(".")
         assert document[section][key] == value, name
+
+
+def phase(**changes: object) -> Document:
+    """Return a phase that may follow the demo's first one."""
+    return {"rank": 16, "alpha": 16.0, "steps": 50, "learning_rate": 0.0005} | changes
+
+
+def test_all_that_is_wrong_with_phases_is_told_at_once(written: Writer) -> None:
+    """Within a phase and between two, each with its line, and the rest of the file with them."""
+
+    def spoil(document: Document) -> None:
+        falling, idle, long = phase(rank=4), phase(steps=0), phase(rank=3, batch=2)
+        document["train"]["phases"] = [falling, idle, long]
+        document["train"]["accumulation"] = 0
+
+    path = written(spoil)
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if "- rank: 4" in line)
+    assert "5 problems" in message
+    assert f"{path}:{number} train.phases.0.rank: below the 8 of the phase before" in message
+    assert "Stage slim is where adapters shrink, got 4." in message
+    assert "train.phases.1.steps: Input should be greater than or equal to 1, got 0." in message
+    assert "train.phases.2.rank: below the 16 of the phase before" in message
+    assert "train.phases.2.batch: unknown key. Known keys: alpha, learning_rate, rank" in message
+    assert "train.accumulation: Input should be greater than or equal to 1" in message
+
+
+@pytest.mark.parametrize("phases", [[], [phase()], [phase(rank=8), phase(rank=8), phase()]])
+def test_phases_that_fit_are_taken_as_they_are(written: Writer, phases: list[Document]) -> None:
+    """The same rank is no fall: such a phase has an optimiser, a rate and a schedule of its own."""
+    params = load_params(written(lambda document: document["train"].update(phases=phases)))
+    assert [one.model_dump() for one in params.train.phases] == phases
+
+
+PRODIGY = {"optimiser": "prodigy", "learning_rate": 1.0}
+SINGLE_BLOCKS = {"blocks": ["single"], "rank": 2, "alpha": 2.0, "learning_rate": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"phases": [phase(steps=10)]}, "warmup_steps: 10 are not fewer than the 10 steps of ph"),
+        ({"phases": {"rank": 8}}, r"train.phases: Input should be a valid list"),
+        ({**PRODIGY, "phases": [phase()]}, "0.0005 would train next to nothing"),
+        (
+            {**PRODIGY, "phases": [phase(learning_rate=0.5)], "block_settings": [SINGLE_BLOCKS]},
+            "and so must every phase's",
+        ),
+    ],
+)
+def test_phases_that_do_not_fit_the_rest_are_refused(
+    written: Writer, change: Document, expected: str
+) -> None:
+    """A warm-up begins with every phase, and Prodigy's rate is a factor in every phase."""
+    with pytest.raises(ParamsError, match=expected):
+        load_params(written(lambda document: document["train"].update(change)))

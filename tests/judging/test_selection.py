@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from stages.contracts.errors import ParamsError
+from stages.contracts.params import PhaseParams, TrainParams
 from stages.judging.candidates import Candidate
-from stages.judging.selection import checkpoint_steps, choose_checkpoint, require_selectable
+from stages.judging.selection import checkpoint_steps, choose_checkpoint, require_checkpoints
 from stages.training.state import Journal, Row
 
 
@@ -124,16 +125,39 @@ def test_of_equal_losses_the_weights_come_first() -> None:
     assert choose_checkpoint(run, AVERAGED, "best").candidate == Candidate(2)
 
 
-def test_checkpoints_come_at_their_interval_and_at_the_end() -> None:
-    """Known before training, so that a step can be asked for."""
-    assert checkpoint_steps(300, 100) == (100, 200, 300)
-    assert checkpoint_steps(250, 100) == (100, 200, 250)
-    assert checkpoint_steps(50, 100) == (50,)
+PHASE = PhaseParams(rank=8, alpha=8.0, steps=70, learning_rate=0.001)
 
 
-def test_a_step_without_a_checkpoint_is_refused_before_training() -> None:
+def of_steps(params: TrainParams, steps: int, *phases: PhaseParams, **more: object) -> TrainParams:
+    """Return params of a run with a checkpoint every 100 steps."""
+    change = {"steps": steps, "checkpoint_every": 100, "phases": list(phases), **more}
+    return params.model_copy(update=change)
+
+
+def test_checkpoints_come_at_their_interval_and_at_the_end(params: TrainParams) -> None:
+    """Known before training, so that a step can be asked for; each phase ends with one."""
+    assert checkpoint_steps(of_steps(params, 300)) == (100, 200, 300)
+    assert checkpoint_steps(of_steps(params, 250)) == (100, 200, 250)
+    assert checkpoint_steps(of_steps(params, 50)) == (50,)
+    assert checkpoint_steps(of_steps(params, 50, PHASE, PHASE)) == (50, 100, 120, 190)
+
+
+def test_a_step_without_a_checkpoint_is_refused_before_training(params: TrainParams) -> None:
     """With those that there will be near it; words are always fine."""
     for select in ("best", "last", 200):
-        require_selectable(select, (100, 200, 300, 400))
+        require_checkpoints(of_steps(params, 400, select=select), 4)
     with pytest.raises(ParamsError, match=r"after step 210\. Near it are 100, 200, 300; they come"):
-        require_selectable(210, (100, 200, 300, 400))
+        require_checkpoints(of_steps(params, 400, select=210), 4)
+
+
+def test_all_that_is_wrong_with_checkpoints_is_told_at_once(params: TrainParams) -> None:
+    """A step without one, and more of them than the sheet shows, phases' ends included."""
+    with pytest.raises(ParamsError) as caught:
+        require_checkpoints(of_steps(params, 200, PHASE, select=260), 2)
+    message = str(caught.value)
+    assert "after step 260. Near it are 100, 200, 270" in message
+    assert "and after the last of every phase." in message
+    assert "gives 3 checkpoints; the sheet has room for 2. Raise it, or join phases" in message
+    require_checkpoints(of_steps(params, 200), 3)
+    with pytest.raises(ParamsError, match="gives 2 checkpoints; the sheet has room for 1"):
+        require_checkpoints(of_steps(params, 200, ema_decay=0.9), 3)

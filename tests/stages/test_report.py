@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stages.contracts.errors import TableError
-from stages.contracts.params import Params
+from stages.contracts.params import Params, Section
 from stages.report import report
 from tests.reporting.example import Example, example_folders, example_params, write_example
 from tests.reporting.reading import read_markup
@@ -27,11 +27,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def sections_of(params: Params) -> list[Section]:
+    """Return what the stage is given."""
+    return [getattr(params, name) for name in Params.model_fields]
+
+
 def run(data: Path, out: Path, params: Params | None = None) -> Path:
     """Run the stage and return its output folder."""
     params = params or example_params()
-    sections = [getattr(params, name) for name in Params.model_fields]
-    report(*sections, out=out, **example_folders(data))
+    report(*sections_of(params), out=out, **example_folders(data))
     return out
 
 
@@ -59,6 +63,48 @@ def test_colour_map_of_params_is_the_colour_map_of_the_page(data: Path, tmp_path
     look = params.evaluate.model_copy(update={"colour_map": "viridis"})
     other = run(data, tmp_path / "a", params.model_copy(update={"evaluate": look}))
     assert "rgb(68 1 84)" in (other / "index.html").read_text(), "viridis starts in purple"
+
+
+def test_a_lora_from_elsewhere_has_a_page_without_its_making(data: Path, tmp_path: Path) -> None:
+    """With empty folders of prepare, caption and train: no such sections, everything else."""
+    elsewhere = tmp_path / "data"
+    shutil.copytree(data, elsewhere)
+    for stage in ("prepare", "caption", "train"):
+        shutil.rmtree(elsewhere / stage)
+        (elsewhere / stage).mkdir()
+        (elsewhere / stage / ".gitkeep").touch()
+    shutil.copy(data / "train" / "adapter.safetensors", elsewhere / "foreign.safetensors")
+    folders = example_folders(elsewhere) | {"adapter": elsewhere / "foreign.safetensors"}
+    params = example_params()
+    report(
+        *[getattr(params, name) for name in Params.model_fields], out=tmp_path / "out", **folders
+    )
+    here = (run(data, tmp_path / "here") / "index.html").read_text(encoding="utf-8")
+    there = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    making = {'id="training"', 'href="#training"', 'id="dataset"', 'href="#dataset"'}
+    assert all(mark in here for mark in making)
+    assert not [mark for mark in making if mark in there]
+    for mark in ('id="map"', 'id="blocks"', 'id="ranking"', 'id="slim"', 'id="provenance"'):
+        assert mark in there
+    assert "learning_rate" in here
+    assert "learning_rate" not in there
+
+
+def test_a_run_of_which_a_part_is_missing_is_not_from_elsewhere(data: Path, tmp_path: Path) -> None:
+    """An empty folder of train beside pictures and captions is an error, not another page."""
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    shutil.copy(data / "train" / "adapter.safetensors", broken / "a.safetensors")
+    shutil.rmtree(broken / "train")
+    (broken / "train").mkdir()
+    folders = example_folders(broken) | {"adapter": broken / "a.safetensors"}
+    params = example_params()
+    with pytest.raises(TableError, match=r"history\.csv"):
+        report(
+            *[getattr(params, name) for name in Params.model_fields],
+            out=tmp_path / "out",
+            **folders,
+        )
 
 
 def test_missing_inputs_leave_the_old_report(data: Path, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from stages.adapters.base_weights import open_linear_weights
 from stages.adapters.files import read_adapter, write_adapter
+from stages.adapters.kohya_file import write_kohya
 from stages.adapters.module import Adapter, LoraPair
 from stages.adapters.partition import join
 from stages.contracts.blocks import BlockId
@@ -124,7 +126,9 @@ def test_the_metrics_tell_absent_from_present(case: Case) -> None:
         "single_blocks": 38,
         "modules": len(case.source.modules),
         "parameters": case.source.parameters,
+        "tensors_apart": 0,
     }
+    assert not list((case.out / "apart").iterdir())
 
 
 def test_a_block_without_effect_is_not_an_absent_block(
@@ -144,6 +148,47 @@ def test_a_block_without_effect_is_not_an_absent_block(
     index = read_table(SPLIT_INDEX, tmp_path / "out" / "index.csv").set_index("block")
     assert index.loc["double.7", "norm"] == index.loc["double.7", "relative_norm"] == 0.0
     assert index.loc["single.17", "norm"] > 0.0
+
+
+def test_any_format_is_taken_apart_alike(
+    case: Case, weights_manifest: Path, tmp_path: Path
+) -> None:
+    """Kohya's fused file gives the same files per block, byte for byte, headers apart."""
+    write_kohya(tmp_path / "k.safetensors", case.source)
+    split(weights=weights_manifest, adapter=tmp_path / "k.safetensors", out=tmp_path / "out")
+    for file in sorted((case.out / "blocks").iterdir()):
+        ours, theirs = (
+            load_file(out / "blocks" / file.name) for out in (case.out, tmp_path / "out")
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    one, two = (
+        read_table(SPLIT_INDEX, out / "index.csv").drop(columns="bytes")
+        for out in (case.out, tmp_path / "out")
+    )
+    assert one.equals(two)
+
+
+def test_weights_for_text_encoders_get_a_file_of_their_own(
+    nano_flux: Path, weights_manifest: Path, tmp_path: Path
+) -> None:
+    """They are in no block's file and no norm, and they are not lost."""
+    source = plant(nano_flux, CASES["two blocks"])
+    text = {
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 4).half(),
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2).half(),
+    }
+    write_kohya(tmp_path / "plain.safetensors", source)
+    save_file(load_file(tmp_path / "plain.safetensors") | text, tmp_path / "a.safetensors")
+    for name in ("plain", "a"):
+        adapter, out = tmp_path / f"{name}.safetensors", tmp_path / name
+        split(weights=weights_manifest, adapter=adapter, out=out)
+    kept = load_file(tmp_path / "a" / "apart" / "text-encoders.safetensors")
+    assert kept.keys() == text.keys()
+    assert all(kept[name].dtype == torch.float16 for name in text)
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["tensors_apart"] == 2
+    one, two = (read_table(SPLIT_INDEX, tmp_path / name / "index.csv") for name in ("plain", "a"))
+    assert one.drop(columns="bytes").equals(two.drop(columns="bytes"))
 
 
 def test_equal_input_gives_equal_bytes(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.contracts.params import BlockSetting, ModelParams, TrainParams
+from stages.contracts.params import BlockSetting, ModelParams, PhaseParams, TrainParams
 from stages.encoding.encoded import Encoded
 from stages.families.architecture import Architecture
 from stages.optimisation.optimiser import build_optimiser
@@ -46,6 +46,24 @@ def test_says_how_to_train_it_again(encoded: Encoded, params: TrainParams) -> No
     assert json.loads(fields["blocklens.code"]) == {"stages/train.py": "a" * 40}
     assert fields["blocklens.seed"] == fields["ss_seed"] == str(params.seed)
     assert fields["blocklens.step"] == fields["ss_steps"] == "4"
+
+
+def test_a_checkpoint_says_which_phase_it_is_of(encoded: Encoded, params: TrainParams) -> None:
+    """Step 4 is the first of the second phase: its network and rate, and the steps of all."""
+    later = PhaseParams(rank=8, alpha=4.0, steps=7, learning_rate=0.125)
+    phased = params.model_copy(update={"steps": 3, "phases": [later]})
+    fields = metadata(encoded, phased)
+    assert TrainParams(**json.loads(fields["blocklens.train"])) == phased
+    assert fields["blocklens.phase"] == "2"
+    assert fields["ss_learning_rate"] == fields["ss_unet_lr"] == "0.125"
+    assert fields["ss_max_train_steps"] == "10"
+    network = json.loads(fields["ss_network_args"])
+    assert (network["rank"], network["alpha"]) == (8, 4.0)
+    assert "LoRA of rank 8" in fields["modelspec.description"]
+    assert fields["modelspec.description"].endswith("after step 4 of 10.")
+    first = metadata(encoded, phased.model_copy(update={"steps": 4}))
+    assert first["blocklens.phase"] == "1"
+    assert json.loads(first["ss_network_args"])["rank"] == params.rank
 
 
 def test_has_the_fields_that_other_tools_show(encoded: Encoded, params: TrainParams) -> None:

@@ -2,10 +2,12 @@
 
 Five optimisers, with and without accumulation, moving average and adapter dropout, each killed
 after three different steps: all states, adapters, averages, histories and pictures are compared.
+Then the same with phases, killed before, at and after a boundary.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 
 from stages.adapters.attach import lora_parameters
+from stages.contracts.params import PhaseParams
 from stages.training import loop
-from stages.training.loop import Pictures, Run, train_adapter
+from stages.training.loop import Pictures, Run, checkpoint_name, train_adapter
 from stages.training.state import Journal
 from tests.optimisation.test_optimiser import ON_CPU
 
@@ -32,6 +35,20 @@ CASES = [
 ]
 
 
+PHASES = [
+    PhaseParams(rank=4, alpha=3.0, steps=2, learning_rate=0.002),
+    PhaseParams(rank=5, alpha=5.0, steps=2, learning_rate=0.004),
+]
+KILLED_AROUND_A_BOUNDARY = (2, 3, 5)
+"""Phases are steps 1-2, 3-4, 5-6: at the end of one, and after the first step of the others."""
+
+PHASED_CASES = [
+    (optimiser, accumulation, ema_decay)
+    for optimiser in ON_CPU
+    for accumulation, ema_decay in ((1, 0.0), (2, 0.5))
+]
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours catches it."""
 
@@ -40,11 +57,11 @@ def drawn_from_weights(run: Run) -> Run:
     """Return the run with sample pictures that depend on every weight of the adapter."""
 
     def draw() -> Pictures:
-        weights = [value.detach().numpy().tobytes() for value in weights_of_run]
-        digest = np.frombuffer(b"".join(weights)[: 4 * 48], dtype=np.uint8)
-        return [np.resize(digest, (8, 8, 3))]
+        matrices = lora_parameters(run.transformer).values()
+        weights = b"".join(matrix.detach().numpy().tobytes() for matrix in matrices)
+        digest = np.frombuffer(hashlib.sha512(weights).digest() * 3, dtype=np.uint8)
+        return [digest.reshape(8, 8, 3)]
 
-    weights_of_run = list(lora_parameters(run.transformer).values())
     return replace(run, draw_samples=draw)
 
 
@@ -113,6 +130,44 @@ def test_killed_anywhere_ends_with_the_same_bytes(
         assert files_of(folder) == expected
 
 
+@pytest.mark.parametrize(("optimiser", "accumulation", "ema_decay"), PHASED_CASES)
+def test_killed_around_a_boundary_ends_with_the_same_bytes(
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    optimiser: str,
+    accumulation: int,
+    ema_decay: float,
+) -> None:
+    """Thirty kills: the state after a phase's last step has its rank, not the next one's."""
+    change = {
+        "optimiser": optimiser,
+        "accumulation": accumulation,
+        "ema_decay": ema_decay,
+        "steps": 2,
+        "phases": PHASES,
+        "warmup_steps": 1,
+        "batch": 1,
+        "validation_sigmas": [0.5],
+        "probe_pictures": 1,
+        "validation_every": 3,
+        "checkpoint_every": 3,
+        "scheduler": "constant" if optimiser == "schedule-free-adamw" else "cosine",
+        "adapter_dropout": 0.5,
+    }
+    undisturbed = train_adapter(drawn_from_weights(make_run(change=change)), tmp_path / "whole")
+    expected = files_of(tmp_path / "whole")
+    kept = [step for step in range(7) if checkpoint_name(step) in expected]
+    assert kept == [2, 3, 4, 6], "every third one, and the last of every phase"
+    for after in KILLED_AROUND_A_BOUNDARY:
+        folder = tmp_path / f"killed-{after}"
+        start_and_kill(drawn_from_weights(make_run(change=change)), folder, after, monkeypatch)
+        assert newest_step(folder) == after
+        journal: Journal = train_adapter(drawn_from_weights(make_run(change=change)), folder)
+        assert journal == undisturbed
+        assert files_of(folder) == expected
+
+
 def newest_step(folder: Path) -> int:
     """Return the step of the newest saved state."""
     return max(int(path.name.split("-")[1]) for path in folder.glob("state-*"))
@@ -121,3 +176,4 @@ def newest_step(folder: Path) -> int:
 def test_matrix_is_large_enough() -> None:
     """The promise is at least twenty-four cases; optimisers that need a GPU are not among them."""
     assert len(CASES) * len(KILLED_AFTER) == 60
+    assert len(PHASED_CASES) * len(KILLED_AROUND_A_BOUNDARY) == 30

@@ -25,6 +25,7 @@ from stages.contracts.params.lens import (
     SlimParams,
     SplitParams,
 )
+from stages.contracts.params.phases import PhaseParams
 from stages.contracts.params.review import ReviewParams
 from stages.contracts.params.shared import ModelParams, PromptsParams, SamplingParams
 from stages.contracts.params.training import BlockSetting, TrainingAdapterParams, TrainParams
@@ -41,6 +42,7 @@ __all__ = [
     "FetchParams",
     "ModelParams",
     "Params",
+    "PhaseParams",
     "PrepareParams",
     "PromptsParams",
     "RenderParams",

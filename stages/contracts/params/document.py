@@ -31,6 +31,12 @@ SHARED_SECTIONS: Final = ("model", "sampling", "prompts", "review")
 """Sections that belong to no single stage; `review` to none at all, but to flows/review/."""
 
 
+OWN_ORIGIN: Final = "data"
+"""What report.origin is for a LoRA that this pipeline trains."""
+
+_TRAINED_HERE: Final = "data/train/"
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -106,6 +112,21 @@ class Params(Section):
             raise ValueError(
                 "train.output_preservation needs captions without the trigger: set "
                 "encode.without_trigger: true"
+            )
+
+    @rule
+    def _report_is_of_the_adapter(self) -> None:
+        ours = self.split.adapter.startswith(_TRAINED_HERE)
+        if ours and self.report.origin != OWN_ORIGIN:
+            raise ValueError(
+                f"report.origin is {self.report.origin}, but split.adapter is of this run: set "
+                f"report.origin: {OWN_ORIGIN}"
+            )
+        if not ours and self.report.origin == OWN_ORIGIN:
+            raise ValueError(
+                f"report.origin is {OWN_ORIGIN}, but split.adapter is not of this run: set "
+                "report.origin: data/elsewhere, or a folder with prepare/, caption/ and train/ of "
+                "the run that made it"
             )
 
     @rule

@@ -16,6 +16,9 @@ Text = Annotated[str, Field(min_length=1)]
 CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Channel = Annotated[int, Field(ge=0, le=255)]
+Rank = Annotated[int, Field(ge=1, le=512)]
+Alpha = Annotated[float, Field(gt=0.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
 
 

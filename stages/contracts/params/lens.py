@@ -169,6 +169,10 @@ class ReportParams(Section):
     """The page."""
 
     title: Text = Field(description="Heading of the report.")
+    origin: Text = Field(
+        description="Folder with prepare/, caption/ and train/ of the run that made the LoRA: "
+        "data; data/elsewhere, which is empty, for a LoRA that was not trained here."
+    )
     thumbnail_px: Annotated[int, Field(ge=32, le=1024)] = Field(
         description="Longest side of the pictures in the page."
     )

@@ -8,11 +8,14 @@ from pydantic import AfterValidator, Field, PlainValidator
 
 from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.params.fields import (
+    Alpha,
     Breach,
     BrokenRulesError,
     CommitHash,
     Fraction,
     Positive,
+    Rank,
+    Rate,
     Section,
     Seed,
     Sha256,
@@ -22,6 +25,7 @@ from stages.contracts.params.fields import (
     rule,
 )
 from stages.contracts.params.idle import Use, require_effect
+from stages.contracts.params.phases import Phases
 
 OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free-adamw"]
 SchedulerName = Literal["constant", "linear", "cosine", "cosine-restarts", "polynomial"]
@@ -34,9 +38,6 @@ def _number_or_auto(value: object) -> object:
 
 
 Steps = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
-Rank = Annotated[int, Field(ge=1, le=512)]
-Alpha = Annotated[float, Field(gt=0.0)]
-Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 def _check_pattern(text: str) -> str:
@@ -60,7 +61,8 @@ class BlockSetting(Section):
     rank: Rank = Field(description="Rank of the modules of these blocks.")
     alpha: Alpha = Field(description="Their alpha: Delta W is (alpha / rank) B A.")
     learning_rate: Rate = Field(
-        description="Their rate where the others have train.learning_rate; one schedule for both."
+        description="Their rate where the others have train.learning_rate or a phase's; one "
+        "schedule for both."
     )
 
 
@@ -101,7 +103,12 @@ class TrainParams(Section):
         description="Rank, alpha and rate of single blocks; each block in one setting at most."
     )
     steps: Steps = Field(
-        description="Optimiser steps; auto: 100 per training picture, at least 500, at most 4000."
+        description="Optimiser steps; auto: 100 per training picture, at least 500, at most 4000. "
+        "Those of phases come on top."
+    )
+    phases: Phases = Field(
+        description="Phases that follow the one which rank, alpha, steps and learning_rate "
+        "describe; each begins with the adapter of the one before."
     )
     batch: Positive = Field(description="Pictures per forward and backward pass.")
     accumulation: Positive = Field(
@@ -220,16 +227,17 @@ class TrainParams(Section):
 
     @rule
     def _prodigy_has_one_rate(self) -> None:
+        factors = {self.learning_rate, *(phase.learning_rate for phase in self.phases)}
         rates = {setting.learning_rate for setting in self.block_settings}
-        if self.optimiser == "prodigy" and rates - {self.learning_rate}:
+        if self.optimiser == "prodigy" and rates and len(rates | factors) > 1:
             raise ValueError(
                 "optimiser prodigy finds one rate for all blocks: every learning_rate in "
-                "block_settings must be train.learning_rate"
+                "block_settings must be train.learning_rate, and so must every phase's"
             )
-        if self.optimiser == "prodigy" and self.learning_rate < LEAST_PRODIGY_RATE:
+        if self.optimiser == "prodigy" and min(factors) < LEAST_PRODIGY_RATE:
             raise ValueError(
                 "optimiser prodigy finds the rate itself and takes learning_rate as a factor: "
-                f"{self.learning_rate:g} would train next to nothing, 1.0 is usual"
+                f"{min(factors):g} would train next to nothing, 1.0 is usual"
             )
 
     @rule
@@ -250,10 +258,19 @@ class TrainParams(Section):
 
     @rule
     def _warmup_ends(self) -> None:
-        if isinstance(self.steps, int) and self.warmup_steps >= self.steps:
-            what = f"{self.warmup_steps} are not fewer than the {self.steps} steps of the run"
-            remedy = "The rate would never be reached: lower it, or raise steps."
-            raise BrokenRulesError([Breach("warmup_steps", what, remedy)])
+        lengths = {"the run": self.steps} if isinstance(self.steps, int) else {}
+        lengths |= {f"phases.{number}": phase.steps for number, phase in enumerate(self.phases)}
+        remedy = "The rate would never be reached: lower it, or raise steps."
+        warmup = self.warmup_steps
+        breaches = [
+            Breach(
+                "warmup_steps", f"{warmup} are not fewer than the {steps} steps of {whose}", remedy
+            )
+            for whose, steps in lengths.items()
+            if warmup >= steps
+        ]
+        if breaches:
+            raise BrokenRulesError(breaches)
 
     @rule
     def _all_have_an_effect(self) -> None:
