@@ -1,18 +1,21 @@
 """Each block's share of what the LoRA does, without a picture per block.
 
 Reads:   the base model (--weights: its manifest), the adapter (--adapter).
-Writes:  shares.csv (SHARES), metrics.json.
+Writes:  shares.csv (SHARES), levels.csv (LEVELS), probes.csv (PROBES), metrics.json.
 Params:  attribute, model, sampling, prompts.
 
 Shares are integrated gradients over block gates (lens/attribution.py) at noised pictures of the
 development prompts (sampling/probes.py). They are averaged over noise levels, then over prompts
-and seeds, whose bootstrap gives the intervals. `prior` is what the weights alone say: the norm of
+and seeds, whose bootstrap gives the intervals. A share is signed: below 0 the block works against
+the rest. levels.csv has the shares at each noise level, and what of them is done to the picture's
+tokens and to the prompt's. `prior` is what the weights alone say: the norm of
 each block's Delta W relative to its W, scaled to sum to 1.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +29,12 @@ from stages.adapters.module import Adapter
 from stages.adapters.norms import block_norms
 from stages.contracts.errors import AdapterError, Problem
 from stages.contracts.params import AttributeParams, ModelParams, PromptsParams, SamplingParams
-from stages.contracts.tables import SHARES, write_table
+from stages.contracts.tables import LEVELS, PROBES, SHARES, write_table
 from stages.families.loading import checkpoint_blocks
+from stages.families.streams import STREAMS
 from stages.families.weights import ensure_weights
-from stages.lens.attribution import block_shares, measure_effect
+from stages.lens.attribution import Effect, block_shares, measure_effect, relative_effect
+from stages.lens.rankings import Resampling, bootstrap_tau, split_half_tau
 from stages.lens.selection import blocks_for
 from stages.lens.statistics import bootstrap_means, interval
 from stages.runtime.console import run_stage
@@ -77,12 +82,16 @@ def attribute(
         if params.gradient_checkpointing:
             checkpoint_blocks(generator.transformer)
         effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
-        shares = block_shares(effect, params.nodes, sampling.batch)
+        streams = block_shares(effect, params.nodes, sampling.batch, len(STREAMS))
+    shares = streams.sum(axis=2)
     shape = (len(develop), len(prompts.seeds), len(params.sigmas), len(source.blocks))
-    table = _table(source, shares.reshape(shape).mean(axis=2), priors, params)
+    crossed = shares.reshape(shape).mean(axis=2)
+    table = _table(source, crossed, priors, params)
     with replace_folder(out) as work:
         write_table(SHARES, table, work / "shares.csv")
-        write_json(work / "metrics.json", _metrics(table, shares))
+        write_table(LEVELS, _levels(source, streams, params), work / "levels.csv")
+        write_table(PROBES, _probes(pictures, shares, effect, params), work / "probes.csv")
+        write_json(work / "metrics.json", _metrics(table, streams, crossed, params))
 
 
 def _priors(adapter: Adapter, folder: Path, path: Path) -> npt.NDArray[np.float64]:
@@ -118,13 +127,60 @@ def _table(
     )
 
 
-def _metrics(table: pd.DataFrame, shares: npt.NDArray[np.float64]) -> dict[str, float | int]:
+def _levels(
+    adapter: Adapter, streams: npt.NDArray[np.float64], params: AttributeParams
+) -> pd.DataFrame:
+    """Return the LEVELS table of shares [probes, blocks, streams], noise levels fastest."""
+    names = [str(block) for block in adapter.blocks]
+    tables = []
+    for level, sigma in enumerate(params.sigmas):
+        there = streams[level :: len(params.sigmas)]
+        whole = there.sum(axis=2)
+        columns = {"block": names, "sigma": sigma, "share": whole.mean(axis=0)}
+        for place, stream in enumerate(STREAMS):
+            columns[stream] = there[:, :, place].mean(axis=0)
+        columns |= {"least": whole.min(axis=0), "most": whole.max(axis=0)}
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _probes(
+    pictures: Sequence[tuple[str, int]],
+    shares: npt.NDArray[np.float64],
+    effect: Effect,
+    params: AttributeParams,
+) -> pd.DataFrame:
+    """Return the PROBES table."""
+    places = [(name, seed, sigma) for name, seed in pictures for sigma in params.sigmas]
+    table = pd.DataFrame(places, columns=["prompt", "seed", "sigma"])
+    table["effect"] = relative_effect(effect)
+    table["completeness_error"] = np.abs(shares.sum(axis=1) - 1.0)
+    return table
+
+
+def _metrics(
+    table: pd.DataFrame,
+    streams: npt.NDArray[np.float64],
+    crossed: npt.NDArray[np.float64],
+    params: AttributeParams,
+) -> dict[str, float | int]:
     """Return the metrics; the completeness error is that of the worst probe."""
     means = table["share"].tolist()
+    errors = np.abs(streams.sum(axis=(1, 2)) - 1.0)
+    resampling = Resampling(params.resamples, params.confidence, params.seed)
+    text = streams[:, :, STREAMS.index("text")].sum(axis=1).mean()
+    taus = {
+        "split_half_tau": split_half_tau(crossed),
+        "bootstrap_tau": bootstrap_tau(crossed, resampling),
+    }
     return {
-        "completeness_error": rounded(float(np.abs(shares.sum(axis=1) - 1.0).max()), 3),
+        "completeness_error": rounded(float(errors.max()), 3),
+        "completeness_error_mean": rounded(float(errors.mean()), 3),
         "top_block_share": rounded(max(means)),
         "blocks_for_half": blocks_for(means, 0.5),
+        "blocks_against": int((table["share"] < 0.0).sum()),
+        "text_share": rounded(float(text)),
+        **{name: rounded(tau) for name, tau in taus.items() if not np.isnan(tau)},
     }
 
 

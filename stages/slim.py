@@ -2,22 +2,22 @@
 
 Reads:   the base model (--weights: its manifest), the adapter (--adapter), the block table of
          evaluate (--blocks).
-Writes:  adapter-slim.safetensors, curve.csv (CURVE), images/<prompt>-<seed>/{none,full,slim}.png
-         of the held-out prompts and seeds, metrics.json.
+Writes:  adapter-slim.safetensors, curve.csv (CURVE), strengths.csv (SLIM_STRENGTHS), retrain/
+         (settings to train exactly those blocks), images/<prompt>-<seed>/{none,full,slim}.png of
+         the held-out prompts and seeds, metrics.json.
 Params:  slim, model, sampling, prompts.
 
-The chooser puts the blocks in an order; P(1_S) at noised pictures (lens/attribution.py) predicts
-every size. The size is the smallest whose pictures of the development prompts recover enough even
-at the lower end of their interval. Held-out pictures only confirm: the metrics are theirs, and a
-set that misses the bar there is reported, not replaced.
+The chooser puts the blocks in an order (slimming/choosers.py). The blocks kept may be given
+strengths that make up for the others (lens/interaction.py). The size is the smallest whose pictures
+of the development prompts recover enough even at the lower end of their interval. Held-out pictures
+only confirm: the metrics are theirs, and a set that misses the bar there is reported, not replaced.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,101 +26,42 @@ import pandas as pd
 
 from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.module import Adapter
-from stages.adapters.partition import restrict, split_by_block
-from stages.contracts.blocks import BlockId
-from stages.contracts.errors import AdapterError, Problem, TableError
+from stages.adapters.partition import split_by_block
+from stages.adapters.strengths import require_scalable, with_strengths
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
-from stages.contracts.tables import BLOCKS, CURVE, read_table, write_table
+from stages.contracts.tables import BLOCKS, CURVE, SLIM_STRENGTHS, read_table, write_table
 from stages.families.weights import ensure_weights
-from stages.imaging.metrics import Picture, recovery
+from stages.imaging.metrics import Picture
 from stages.imaging.png import encode_png
-from stages.lens.attribution import measure_effect, score_sets
-from stages.lens.selection import (
-    Order,
-    greedy_steps,
-    largest_first,
-    score_prefixes,
-    smallest_passing,
-)
-from stages.lens.statistics import bootstrap_interval
+from stages.lens.attribution import Effect, measure_effect, score_recoveries
+from stages.lens.interaction import Array, measure_interaction, refit_strengths
+from stages.lens.rankings import Resampling
+from stages.lens.selection import prefix_sets
 from stages.runtime.console import run_stage
 from stages.runtime.files import rounded, sha256_file, write_json
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
-from stages.sampling.generation import Generator, Job, generate, open_generator
+from stages.sampling.generation import open_generator
 from stages.sampling.probes import make_probes, probe_velocity
-from stages.sampling.prompts import NamedPrompt, name_prompts
-from stages.sampling.variants import FULL, NONE, Variant, gate_values, subset
+from stages.sampling.prompts import name_prompts
+from stages.slimming.choosers import Choosing, Measured, order_blocks, read_scores
+from stages.slimming.exports import retraining_files
+from stages.slimming.trial import Shots, Studio, Trial, Verdict, draw_references, find_size
 
 _BYTES_PER_NUMBER: Final = 4  # our files are float32
-_COLUMNS: Final = {"shares": "share", "isolate": "only_recovery", "greedy": "share"}
-"""The column of the block table from whose order each chooser starts."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Shots:
-    """Prompts crossed with seeds: (name of the prompt, seed), seeds fastest."""
+class _Plan:
+    """The chooser's order, and for each size 0, 1, 2, … the strengths [sizes, blocks].
 
-    prompts: tuple[NamedPrompt, ...]
-    seeds: tuple[int, ...]
+    `predicted` [sizes] is the recovery of velocities with them.
+    """
 
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        """Iterate over the shots."""
-        return iter([(prompt.name, seed) for prompt in self.prompts for seed in self.seeds])
-
-    def __len__(self) -> int:
-        """Return the number of shots."""
-        return len(self.prompts) * len(self.seeds)
-
-
-@dataclass(frozen=True)
-class _Studio:
-    """What makes pictures with any blocks of the adapter."""
-
-    generator: Generator
-    blocks: tuple[BlockId, ...]
-    sampling: SamplingParams
-
-    def draw(
-        self, shots: Sequence[tuple[str, int]], variants: Sequence[Variant]
-    ) -> list[list[Picture]]:
-        """Return for each variant its pictures, in the order of `shots`."""
-        jobs = [
-            Job(prompt, seed, gate_values(variant, self.blocks))
-            for variant in variants
-            for prompt, seed in shots
-        ]
-        made = generate(self.generator, jobs, self.sampling)
-        pictures = [pixels for _, pixels in track(made, len(jobs), "slim: pictures")]
-        return [pictures[start : start + len(shots)] for start in range(0, len(jobs), len(shots))]
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Shots and their pictures without and with the whole LoRA."""
-
-    shots: _Shots
-    none: list[Picture]
-    full: list[Picture]
-
-    def judge(self, pictures: Sequence[Picture], params: SlimParams) -> _Verdict:
-        """Return how much of the LoRA's effect is in `pictures`, one per shot."""
-        values = [
-            recovery(picture, none, full)
-            for picture, none, full in zip(pictures, self.none, self.full, strict=True)
-        ]
-        crossed = np.array(values).reshape(len(self.shots.prompts), len(self.shots.seeds))
-        low, _ = bootstrap_interval(crossed, params.resamples, params.confidence, params.seed)
-        return _Verdict(float(crossed.mean()), low)
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """Mean recovery over prompts and seeds, and the lower end of its interval."""
-
-    recovery: float
-    low: float
+    order: tuple[int, ...]
+    strengths: Array
+    predicted: Array
 
 
 def slim(
@@ -142,25 +83,39 @@ def slim(
         WeightsError: the base weights are missing or changed.
     """
     source = read_adapter(adapter)
-    start = _starting_order(blocks, source, params)
+    if params.refit_ridge is not None:
+        require_scalable(source, str(adapter), "Set slim.refit_ridge to null.")
+    scores = read_scores(read_table(BLOCKS, blocks), blocks, source.blocks, params.chooser)
     folder = ensure_weights(weights)
     named = name_prompts(prompts)
-    develop = _Shots(named.develop, tuple(prompts.seeds))
-    held_out = _Shots(named.held_out, tuple(prompts.held_out_seeds))
+    develop = Shots(named.develop, tuple(prompts.seeds))
+    held_out = Shots(named.held_out, tuple(prompts.held_out_seeds))
     every = (*named.develop, *named.held_out)
+    resampling = Resampling(params.resamples, params.confidence, params.seed)
     with open_generator(folder, source, every, model, sampling) as generator:
-        studio = _Studio(generator, source.blocks, sampling)
-        choosing, confirming = _draw_references(studio, (develop, held_out), adapter)
-        order = _order_blocks(studio, develop, start, params)
-        size, tried = _find_size(studio, choosing, order, params)
-        kept = [source.blocks[column] for column in order.blocks[:size]]
-        (pictures,) = studio.draw([*held_out], [subset("slim", kept)])
-    confirmed = confirming.judge(pictures, params)
+        studio = Studio(generator, sampling)
+        choosing, confirming = draw_references(studio, (develop, held_out), adapter)
+        plan = _plan(studio, develop, source, scores, params)
+        size, tried = find_size(
+            choosing,
+            len(source.blocks),
+            params.recovery,
+            max(1, sampling.batch // len(develop)),
+            resampling,
+            lambda sizes: studio.measure(choosing, [plan.strengths[size] for size in sizes]),
+        )
+        (pictures,) = studio.draw([*held_out], [plan.strengths[size]])
+    confirmed = confirming.judge(confirming.recoveries(pictures), resampling)
     _tell(size, len(source.blocks), confirmed, params)
     with replace_folder(out) as work:
         file = work / "adapter-slim.safetensors"
-        _write_slim(file, source, kept, adapter)
-        write_table(CURVE, _curve(source, order, tried), work / "curve.csv")
+        slimmed = _slimmed(source, plan.strengths[size], adapter)
+        write_adapter(file, slimmed)
+        write_table(CURVE, _curve(source, plan, tried), work / "curve.csv")
+        write_table(
+            SLIM_STRENGTHS, _strengths(source, plan.strengths[size]), work / "strengths.csv"
+        )
+        _write_texts(work / "retrain", retraining_files(source.blocks, plan.strengths[size]))
         _write_pictures(work / "images", confirming, pictures)
         write_json(
             work / "metrics.json",
@@ -172,85 +127,57 @@ def slim(
                 "recovery_low": rounded(confirmed.low),
                 "recovery_develop": rounded(tried[size].recovery),
                 "recovery_develop_low": rounded(tried[size].low),
+                "recovery_predicted": rounded(float(plan.predicted[size])),
             },
         )
 
 
-def _starting_order(path: Path, adapter: Adapter, params: SlimParams) -> tuple[int, ...]:
-    """Return the adapter's blocks, as column numbers, by falling score in the block table."""
-    column = _COLUMNS[params.chooser]
-    scores = read_table(BLOCKS, path).set_index("block")[column]
-    names = [str(block) for block in adapter.blocks]
-    if set(scores.index) != set(names):
-        odd = sorted(set(scores.index) ^ set(names))
-        problem = Problem(str(path), f"blocks differ from the adapter's: {odd}", "Run `dvc repro`.")
-        raise TableError("The block table is another adapter's", [problem])
-    if scores.isna().any():
-        remedy = "Add only to params render.modes, or set slim.chooser to shares or greedy."
-        problem = Problem(f"{path} {column}", "has no values", remedy)
-        raise TableError(f"The chooser {params.chooser} cannot rank the blocks", [problem])
-    return largest_first(scores.loc[names].tolist())
-
-
-def _draw_references(studio: _Studio, groups: Sequence[_Shots], adapter: Path) -> list[_Trial]:
-    """Return each group of shots with its pictures of `none` and `full`."""
-    shots = [shot for group in groups for shot in group]
-    none, full = studio.draw(shots, [NONE, FULL])
-    problems = [
-        Problem(
-            f"prompt {prompt}, seed {seed}",
-            "the picture is the same with and without the LoRA",
-            "Train it longer, or choose a prompt that shows it.",
-        )
-        for (prompt, seed), bare, adapted in zip(shots, none, full, strict=True)
-        if np.array_equal(bare, adapted)
-    ]
-    if problems:
-        raise AdapterError(f"There is nothing to recover of {adapter}", problems)
-    trials = []
-    for group in groups:
-        count = len(group)
-        trials.append(_Trial(group, none[:count], full[:count]))
-        none, full = none[count:], full[count:]
-    return trials
-
-
-def _order_blocks(
-    studio: _Studio, shots: _Shots, start: tuple[int, ...], params: SlimParams
-) -> Order:
-    """Return the order in which the chooser takes the blocks, and P of each prefix."""
+def _plan(
+    studio: Studio,
+    shots: Shots,
+    source: Adapter,
+    scores: Sequence[float] | None,
+    params: SlimParams,
+) -> _Plan:
+    """Return the order of the blocks, and the strengths of those kept at every size."""
     sampling = studio.sampling
     probes = make_probes(studio.generator, [*shots], params.sigmas, sampling)
     velocity = probe_velocity(studio.generator, probes, sampling.guidance)
-    effect = measure_effect(velocity, len(probes), len(start), sampling.batch)
-    score = partial(score_sets, effect, batch=sampling.batch)
-    if params.chooser != "greedy":
-        return score_prefixes(start, score)
-    steps = track(greedy_steps(start, score, params.candidates), len(start), "slim: choose")
-    blocks, scores = zip(*steps, strict=True)
-    return Order(blocks, (0.0, *scores))
+    effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
+    products = _products(effect, params, sampling.batch)
+    way = Choosing(
+        params.chooser,
+        params.per_byte,
+        params.refit_ridge,
+        params.candidates,
+        params.nodes,
+        sampling.batch,
+    )
+    order = order_blocks(way, Measured(effect, products, scores), _sizes(source))
+    strengths = prefix_sets(order).astype(np.float64)
+    if params.refit_ridge is not None:
+        for row in strengths[1:-1]:
+            row[:] = refit_strengths(products, row > 0.0, params.refit_ridge)
+    predicted = np.zeros(len(strengths))
+    predicted[1:] = score_recoveries(effect, strengths[1:], sampling.batch)
+    return _Plan(order, strengths, predicted)
 
 
-def _find_size(
-    studio: _Studio, trial: _Trial, order: Order, params: SlimParams
-) -> tuple[int, dict[int, _Verdict]]:
-    """Return the smallest size that passes, and the verdict on each size tried."""
-    whole = len(order.blocks)
-    tried = {0: _Verdict(0.0, 0.0), whole: _Verdict(1.0, 1.0)}  # none and full, by definition
-
-    def passing(sizes: Sequence[int]) -> list[bool]:
-        sets = [[studio.blocks[column] for column in order.blocks[:size]] for size in sizes]
-        variants = [subset(f"first-{len(blocks)}", blocks) for blocks in sets]
-        drawn = studio.draw([*trial.shots], variants)
-        for size, pictures in zip(sizes, drawn, strict=True):
-            tried[size] = trial.judge(pictures, params)
-        return [tried[size].low >= params.recovery for size in sizes]
-
-    at_once = max(1, studio.sampling.batch // len(trial.shots))
-    return smallest_passing(whole, at_once, passing), tried
+def _products(effect: Effect, params: SlimParams, batch: int) -> Array:
+    """Return how the blocks work on each other [blocks, blocks]; zeros where nobody asks."""
+    if params.chooser != "interaction" and params.refit_ridge is None:
+        return np.zeros((effect.blocks, effect.blocks))
+    measured = track(measure_interaction(effect, batch), len(effect), "slim: blocks in pairs")
+    mean: Array = np.mean([*measured], axis=0)
+    return mean
 
 
-def _tell(size: int, whole: int, confirmed: _Verdict, params: SlimParams) -> None:
+def _sizes(source: Adapter) -> list[int]:
+    """Return the bytes of each block in a file of ours."""
+    return [_BYTES_PER_NUMBER * part.parameters for part in split_by_block(source).values()]
+
+
+def _tell(size: int, whole: int, confirmed: Verdict, params: SlimParams) -> None:
     if size == whole:
         _log.warning("only the whole adapter passes: it is not slimmed")
     else:
@@ -264,34 +191,50 @@ def _tell(size: int, whole: int, confirmed: _Verdict, params: SlimParams) -> Non
     )
 
 
-def _write_slim(path: Path, source: Adapter, kept: Sequence[BlockId], adapter: Path) -> None:
-    slimmed = restrict(source, kept)
+def _slimmed(source: Adapter, strengths: Array, adapter: Path) -> Adapter:
+    """Return the blocks with a strength above 0; the metadata says which, and of what file."""
+    kept = {
+        block: float(strength)
+        for block, strength in zip(source.blocks, strengths, strict=True)
+        if strength != 0.0
+    }
+    slimmed = with_strengths(source, kept)
     origin = {
         "blocklens.source_sha256": sha256_file(adapter),
         "blocklens.blocks": ",".join(str(block) for block in slimmed.blocks),
+        "blocklens.strengths": ",".join(f"{kept[block]:g}" for block in slimmed.blocks),
     }
-    write_adapter(path, Adapter(slimmed.modules, {**source.metadata, **origin}))
+    return replace(slimmed, metadata={**source.metadata, **origin})
 
 
-def _curve(source: Adapter, order: Order, tried: Mapping[int, _Verdict]) -> pd.DataFrame:
+def _curve(source: Adapter, plan: _Plan, tried: Mapping[int, Verdict]) -> pd.DataFrame:
     """Return the CURVE table: every size with its prediction, and the verdicts on those tried."""
-    parts = split_by_block(source)
-    blocks = [source.blocks[column] for column in order.blocks]
-    numbers = np.cumsum([0, *(parts[block].parameters for block in blocks)])
-    verdicts = [tried.get(size, _Verdict(np.nan, np.nan)) for size in range(len(numbers))]
+    sizes = _sizes(source)
+    verdicts = [tried.get(size, Verdict(np.nan, np.nan)) for size in range(len(plan.order) + 1)]
     return pd.DataFrame(
         {
-            "blocks": range(len(numbers)),
-            "added": ["", *map(str, blocks)],
-            "bytes": numbers * _BYTES_PER_NUMBER,
-            "predicted": order.scores,
+            "blocks": range(len(verdicts)),
+            "added": ["", *(str(source.blocks[column]) for column in plan.order)],
+            "bytes": np.cumsum([0, *(sizes[column] for column in plan.order)]),
+            "predicted": plan.predicted,
             "recovery": [verdict.recovery for verdict in verdicts],
             "recovery_low": [verdict.low for verdict in verdicts],
         }
     )
 
 
-def _write_pictures(folder: Path, trial: _Trial, pictures: Sequence[Picture]) -> None:
+def _strengths(source: Adapter, strengths: Array) -> pd.DataFrame:
+    """Return the SLIM_STRENGTHS table."""
+    return pd.DataFrame({"block": [*map(str, source.blocks)], "strength": strengths})
+
+
+def _write_texts(folder: Path, files: Mapping[str, str]) -> None:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_pictures(folder: Path, trial: Trial, pictures: Sequence[Picture]) -> None:
     drawn = zip(trial.none, trial.full, pictures, strict=True)
     for (prompt, seed), variants in zip(trial.shots, drawn, strict=True):
         place = folder / f"{prompt}-{seed}"

@@ -15,6 +15,7 @@ SUBJECTS = {"captioning", "encoding", "optimisation", "sampling", "lens", "repor
 BUILT_ON = {
     "training": {"encoding", "optimisation"},
     "judging": {"encoding", "optimisation", "training", "imaging"},
+    "slimming": {"sampling", "lens", "imaging"},
 }
 """Subject -> subjects beside it, or pixels, that it is built on."""
 MAY_IMPORT = {

@@ -311,6 +311,39 @@ SHARES: Final = _table(
     },
 )
 
+LEVELS: Final = _table(
+    "attribute/levels.csv",
+    ("block", "sigma"),
+    {
+        # Signed shares of the effect at one noise level, mean over prompts and seeds: a negative
+        # one works against the LoRA. `share` is the sum of what is done to the picture's tokens,
+        # to the prompt's, and to both at once (modulation of a single block). `least` and `most`
+        # are those of one prompt and seed.
+        "block": _text(BLOCK_PATTERN),
+        "sigma": _real(0.0, 1.0),
+        "share": _real(),
+        "picture": _real(),
+        "text": _real(),
+        "both": _real(),
+        "least": _real(),
+        "most": _real(),
+    },
+)
+
+PROBES: Final = _table(
+    "attribute/probes.csv",
+    ("prompt", "seed", "sigma"),
+    {
+        # One row per noised picture. effect: |v(full) - v(none)| / |v(none)|; completeness_error:
+        # how far the shares there are from adding up to 1.
+        "prompt": _text(r"develop-\d+"),
+        "seed": _count(0),
+        "sigma": _real(0.0, 1.0),
+        "effect": _real(0.0),
+        "completeness_error": _real(0.0),
+    },
+)
+
 BLOCKS: Final = _table(
     "evaluate/blocks.csv",
     ("block",),
@@ -429,6 +462,17 @@ CURVE: Final = _table(
         "predicted": _real(),
         "recovery": _real(None, 1.0, nullable=True),
         "recovery_low": _real(None, 1.0, nullable=True),
+    },
+)
+
+SLIM_STRENGTHS: Final = _table(
+    "slim/strengths.csv",
+    ("block",),
+    {
+        # What the slim file makes of each block of the full one: 0 is left out, 1 as trained. The
+        # full file at these strengths is the slim file.
+        "block": _text(BLOCK_PATTERN),
+        "strength": _real(),
     },
 )
 

@@ -56,7 +56,7 @@ bleed: against that there are regularisation pictures. One that settled does not
 
 def diagnose(evidence: Evidence) -> list[Finding]:
     """Return what is found, in the order of the rules; "nothing wrong" where nothing is."""
-    series = measured_series(evidence.history)
+    series = measured_series(evidence.history, evidence.last_phase_begins)
     findings = settled([seen for rule in RULES if (seen := rule(evidence, series))])
     if findings:
         return findings

@@ -54,13 +54,14 @@ class Evidence:
     """All that the rules look at.
 
     `scores` are those of the checkpoints, the base model's first; `chosen` is one of them; `uses`
-    what each step was made of.
+    what each step was made of; the last phase starts from the step `last_phase_begins`.
     """
 
     history: Sequence[Row]
     uses: Mapping[int, Sequence[Use]]
     scores: Sequence[Score]
     chosen: Candidate
+    last_phase_begins: int = 0
 
     @property
     def score(self) -> Score:

@@ -50,11 +50,13 @@ GRADIENT_GROWTH: Final = 2.0
 
 def unwatched(_: Evidence, series: Series) -> Seen | None:
     """Return "too few validations": no trend can be told."""
+    series = series.last_phase
     if series.tells_trend:
         return None
     measured = len(series.steps) - 1
     times = "once" if measured == 1 else f"{measured} times"
-    words = f"Losses at fixed points were measured {times}: no trend can be told."
+    where = " in the last phase" if series.begins else ""
+    words = f"Losses at fixed points were measured {times}{where}: no trend can be told."
     remedies = (Remedy("lower train.validation_every"),)
     return Seen("too few validations", words, remedies, {"validations": measured})
 
@@ -71,6 +73,7 @@ def diverged(_: Evidence, series: Series) -> Seen | None:
 
 def plateaued(_: Evidence, series: Series) -> Seen | None:
     """Return "loss plateaued early": the second half of the run brought next to nothing."""
+    series = series.last_phase
     if not is_plateau(series):
         return None
     raise_rate = Remedy("raise train.learning_rate two- to fivefold", raises=RATE)
@@ -80,7 +83,7 @@ def plateaued(_: Evidence, series: Series) -> Seen | None:
         words = f"The loss fell by {percent(numbers['fall'])}: it never got going."
         return Seen("loss plateaued early", words, (raise_rate,), numbers)
     words = (
-        f"The loss fell by {percent(numbers['fall'])} of the base model's, of that "
+        f"The loss fell by {percent(numbers['fall'])} of {_start(series)}, of that "
         f"{percent(numbers['second_half'])} in the second half of the run: it settled at step "
         f"{settled_at(series)}."
     )
@@ -89,7 +92,7 @@ def plateaued(_: Evidence, series: Series) -> Seen | None:
 
 def oscillates(_: Evidence, series: Series) -> Seen | None:
     """Return "loss oscillates": it went up and down again, by much of its range."""
-    found = oscillation(series)
+    found = oscillation(series.last_phase)
     if found is None:
         return None
     times, share = found
@@ -129,7 +132,8 @@ def spikes(evidence: Evidence, _: Series) -> Seen | None:
 
 def gradient_grows(evidence: Evidence, _: Series) -> Seen | None:
     """Return "gradient norm grows": it doubled after the first quarter."""
-    norms = [row.gradient_norm for row in evidence.history if row.gradient_norm is not None]
+    last = [row for row in evidence.history if row.step > evidence.last_phase_begins]
+    norms = [row.gradient_norm for row in last if row.gradient_norm is not None]
     quarter = len(norms) // 4
     if quarter < FEWEST_VALIDATIONS:
         return None
@@ -178,12 +182,13 @@ def overfits(evidence: Evidence, series: Series) -> Seen | None:
 
 def underfits(evidence: Evidence, series: Series) -> Seen | None:
     """Return "under-fitting": next to nothing was learnt, or the loss was still falling."""
-    if is_plateau(series):  # the other finding of a loss that is too high, with its own advice
+    last = series.last_phase
+    if is_plateau(last):  # the other finding of a loss that is too high, with its own advice
         return None
     if any(rule(evidence, series) is not None for rule in (diverged, overfits)):
         return None
-    whole, late = fall(series.fitted), late_gain(series, 0.25)
-    falling = series.tells_trend and late >= STILL_FALLING
+    whole, late = fall(series.fitted), late_gain(last, 0.25)
+    falling = last.tells_trend and late >= STILL_FALLING
     falling = falling and series.fitted[-1] == min(series.fitted)
     if whole >= SMALL_FALL and not falling:
         return None
@@ -191,11 +196,17 @@ def underfits(evidence: Evidence, series: Series) -> Seen | None:
     if whole < SMALL_FALL:
         words += ": hardly anything was learnt."
     else:
-        words += f" of the base model's, of that {percent(late)} in the last quarter: it was still "
-        words += "falling."
+        of_what = "the last phase's part" if series.begins else "that"
+        words += f" of the base model's, of {of_what} {percent(late)} in the last quarter: it was "
+        words += "still falling."
     remedies = (
         Remedy("take more steps", raises=STEPS),
         Remedy("raise train.learning_rate", raises=RATE),
         Remedy("raise train.rank", raises=RANK),
     )
     return Seen("under-fitting", words, remedies, {"fall": whole, "last_quarter": late})
+
+
+def _start(series: Series) -> str:
+    """Return what a phase's losses are compared with."""
+    return "that at the start of the last phase" if series.begins else "the base model's"

@@ -32,12 +32,14 @@ _RISES: Final = 0.25
 class Series:
     """Losses at fixed points: steps (0 is the base model), held-out and training pictures.
 
-    `probe` is None where no training picture was measured.
+    `probe` is None where no training picture was measured; `begins` the step that the last phase
+    starts from, which has another optimiser, rate and rank: a trend does not go across it.
     """
 
     steps: Sequence[int]
     validation: Sequence[float]
     probe: Sequence[float] | None
+    begins: int = 0
 
     @property
     def fitted(self) -> Sequence[float]:
@@ -45,19 +47,31 @@ class Series:
         return self.validation if self.probe is None else self.probe
 
     @property
+    def last_phase(self) -> Series:
+        """Those of the last phase, from where it starts."""
+        kept = [place for place, step in enumerate(self.steps) if step >= self.begins]
+        return Series(
+            [self.steps[place] for place in kept],
+            [self.validation[place] for place in kept],
+            None if self.probe is None else [self.probe[place] for place in kept],
+            self.begins,
+        )
+
+    @property
     def tells_trend(self) -> bool:
         """Whether there are enough measurements to tell a trend."""
         return len(self.steps) > FEWEST_VALIDATIONS
 
 
-def measured_series(history: Sequence[Row]) -> Series:
-    """Return the losses at fixed points of a history."""
+def measured_series(history: Sequence[Row], begins: int = 0) -> Series:
+    """Return the losses at fixed points of a history; `begins`: see Series."""
     measured = [row for row in history if row.validation_loss is not None]
     probe = [row.probe_loss for row in measured if row.probe_loss is not None]
     return Series(
         [row.step for row in measured],
         [row.validation_loss for row in measured if row.validation_loss is not None],
         probe if len(probe) == len(measured) else None,
+        begins,
     )
 
 
@@ -107,7 +121,7 @@ def rises(losses: Sequence[float]) -> list[float]:
 
 def late_gain(series: Series, part: float) -> float:
     """Return which part of the whole fall the last `part` of the steps brought."""
-    line = (1 - part) * series.steps[-1]
+    line = series.steps[0] + (1 - part) * (series.steps[-1] - series.steps[0])
     losses = series.fitted
     early = [loss for step, loss in zip(series.steps, losses, strict=True) if step <= line]
     whole = losses[0] - min(losses)

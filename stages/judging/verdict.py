@@ -25,6 +25,7 @@ from stages.judging.scoring import (
 )
 from stages.judging.selection import Choice, choose_checkpoint
 from stages.judging.uses import uses_of_step
+from stages.optimisation.phases import phases_of
 from stages.training.loop import Run, sample_name
 from stages.training.state import Journal
 
@@ -59,7 +60,8 @@ def judge(run: Run, painter: Painter, journal: Journal, folder: Path) -> Verdict
         for row in journal.history
         if row.loss is not None
     }
-    evidence = Evidence(journal.history, uses, scores, choice.candidate)
+    begins = phases_of(run.params)[-1].first - 1
+    evidence = Evidence(journal.history, uses, scores, choice.candidate, begins)
     return Verdict(tuple(scores), tuple(drawn), choice, tuple(diagnose(evidence)))
 
 

@@ -6,7 +6,6 @@ Blocks are column numbers here, in the order of the adapter's blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -15,17 +14,10 @@ import numpy.typing as npt
 Sets: TypeAlias = npt.NDArray[np.bool_]
 ScoreSets: TypeAlias = Callable[[Sets], npt.NDArray[np.float64]]
 """From sets [sets, blocks] to the score of each."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """All blocks in the order in which they are taken.
-
-    `scores` has one entry more than `blocks`: that of the first 0, 1, 2, … blocks as a set.
-    """
-
-    blocks: tuple[int, ...]
-    scores: tuple[float, ...]
+MeasureShares: TypeAlias = Callable[[npt.NDArray[np.bool_]], npt.NDArray[np.float64]]
+"""From the blocks that are left [blocks] to the share of each [blocks]."""
+Prices: TypeAlias = npt.NDArray[np.float64]
+"""What each block costs [blocks], above 0: its bytes, or 1."""
 
 
 def largest_first(values: Sequence[float]) -> tuple[int, ...]:
@@ -51,29 +43,39 @@ def prefix_sets(order: Sequence[int]) -> Sets:
     return sets
 
 
-def score_prefixes(order: Sequence[int], score: ScoreSets) -> Order:
-    """Return `order` with the score of each of its prefixes; the empty one scores 0."""
-    return Order(tuple(order), (0.0, *score(prefix_sets(order)[1:]).tolist()))
-
-
 def greedy_steps(
-    start: Sequence[int], score: ScoreSets, candidates: int
-) -> Iterator[tuple[int, float]]:
-    """Yield (block, score of the set with it) until every block of `start` is taken.
+    start: Sequence[int], score: ScoreSets, candidates: int, prices: Prices
+) -> Iterator[int]:
+    """Yield blocks until every block of `start` is taken.
 
     Each step tries the first `candidates` blocks of `start` that are not taken yet and takes the
-    one with which the set scores highest (the earlier one if equal). So sets are scored, and a
-    block that only repeats what the set has already is put off.
+    one with which the set's score gains most for its price (the earlier one if equal). So sets
+    are scored, and a block that only repeats what the set has already is put off. The empty set
+    scores 0.
     """
-    waiting, taken = list(start), np.zeros(len(start), dtype=np.bool_)
+    waiting, taken, reached = list(start), np.zeros(len(start), dtype=np.bool_), 0.0
     while waiting:
         tried = waiting[:candidates]
         sets = np.repeat(taken[None], len(tried), axis=0)
         sets[np.arange(len(tried)), tried] = True
         scores = score(sets)
-        best = int(np.argmax(scores))
-        taken = sets[best]
-        yield waiting.pop(best), float(scores[best])
+        best = int(np.argmax((scores - reached) / prices[tried]))
+        taken, reached = sets[best], float(scores[best])
+        yield waiting.pop(best)
+
+
+def shrinking_steps(measure: MeasureShares, prices: Prices) -> Iterator[int]:
+    """Yield the blocks from the first to be dropped to the last.
+
+    Each step measures the shares of the blocks that are left and drops the one with the smallest
+    share for its price (the later one of the model if equal).
+    """
+    kept = np.ones(len(prices), dtype=np.bool_)
+    while kept.any():
+        values = np.where(kept, measure(kept) / prices, np.inf)
+        dropped = len(prices) - 1 - int(np.argmin(values[::-1]))
+        kept[dropped] = False
+        yield dropped
 
 
 def smallest_passing(

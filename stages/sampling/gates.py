@@ -3,11 +3,15 @@
 The gate scales the block's Delta W by scaling what PEFT's `lora_B` layers give. PEFT then adds
 that to the base layer's output (peft, src/peft/tuners/lora/layer.py, Linear.forward), so gate 0
 adds zero and gate 1 changes nothing: both are exact, bit for bit. Gradients flow to the gates.
+
+A block's gate can be taken apart by what it acts on: its work on the tokens of the picture, on
+those of the prompt, and on both at once (the modulation of a single block). A double block has
+layers for either; a single block's layers see the prompt's tokens first, then the picture's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,21 +22,42 @@ from peft.tuners.lora import LoraLayer
 from stages.adapters.attach import ADAPTER_NAME, lora_layers
 from stages.contracts.blocks import BlockId
 from stages.families.architecture import block_of
+from stages.families.streams import STREAMS, stream_of
 
 
 @dataclass
 class _Gate:
-    """One block's layers and its gate in the next forward pass: [B], or None for all ones."""
+    """One block's layers and its gate in the next forward pass.
+
+    `value` is [B], [B, streams] for a gate per stream, or None for all ones.
+    """
 
     layers: tuple[LoraLayer, ...]
     value: torch.Tensor | None = None
+    text_tokens: int = 0
 
-    def scale(self, _layer: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        """Return `output` [B, …] times the gate; a hook of `lora_B`."""
-        if self.value is None:
-            return output
-        shape = (-1,) + (1,) * (output.ndim - 1)  # modulation is [B, D], tokens are [B, N, D]
-        return output * self.value.to(output.dtype).view(shape)
+    def scaler(self, module: str) -> Callable[[object, object, torch.Tensor], torch.Tensor]:
+        """Return the hook of that module's `lora_B`: `output` [B, …] times the gate."""
+        stream = stream_of(module)
+
+        def scale(_layer: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+            if self.value is None:
+                return output
+            shape = (-1,) + (1,) * (output.ndim - 1)  # modulation is [B, D], tokens are [B, N, D]
+            value = self.value.to(output.dtype)
+            if value.ndim == 1:
+                return output * value.view(shape)
+            if stream is not None:
+                return output * value[:, STREAMS.index(stream)].view(shape)
+            return output * self._per_token(value, output.shape[1])
+
+        return scale
+
+    def _per_token(self, value: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Return the gates [B, tokens, 1] of a single block's tokens, the prompt's first."""
+        text = value[:, STREAMS.index("text"), None].expand(-1, self.text_tokens)
+        picture = value[:, STREAMS.index("picture"), None]
+        return torch.cat([text, picture.expand(-1, tokens - self.text_tokens)], dim=1)[..., None]
 
     def switch(self, on: bool) -> None:
         """Let the layers compute their LoRA part, or skip it."""
@@ -49,25 +74,36 @@ class BlockGates:
     blocks: tuple[BlockId, ...]
     _gates: tuple[_Gate, ...]
 
-    def set(self, gates: torch.Tensor) -> None:
-        """Use `gates` [B, blocks], on the transformer's device, from the next forward pass on.
+    def set(self, gates: torch.Tensor, text_tokens: int = 0) -> None:
+        """Use `gates`, on the transformer's device, from the next forward pass on.
 
         A block that no picture of the batch uses is skipped, and one that all use fully is not
         multiplied: the numbers are the same, in less time. Gates that require a gradient are
         always computed.
 
+        Args:
+            gates: [B, blocks], or [B, blocks, streams] in the order of STREAMS.
+            text_tokens: how many tokens the prompts have; for gates per stream alone.
+
         Raises:
-            ValueError: there is not one column per block.
+            ValueError: there is not one column per block, or not one gate per stream.
         """
-        if gates.ndim != 2 or gates.shape[1] != len(self.blocks):
-            raise ValueError(f"expected gates [B, {len(self.blocks)}], got {list(gates.shape)}")
+        streams = (len(STREAMS),) if gates.ndim > 2 else ()
+        if gates.shape[1:] != (len(self.blocks), *streams):
+            raise ValueError(
+                f"expected gates [B, {len(self.blocks)}], or with {len(STREAMS)} streams each,"
+                f" got {list(gates.shape)}"
+            )
         differentiable = gates.requires_grad
-        values = gates.detach()
+        values = (
+            gates.detach().reshape(len(gates), len(self.blocks), -1).transpose(1, 2).flatten(0, 1)
+        )
         used = values.ne(0).any(dim=0).tolist()
         partial = values.ne(1).any(dim=0).tolist()
         for column, gate in enumerate(self._gates):
             gate.switch(differentiable or used[column])
             gate.value = gates[:, column] if differentiable or partial[column] else None
+            gate.text_tokens = text_tokens
 
 
 @contextmanager
@@ -85,17 +121,17 @@ def block_gates(
     Raises:
         ValueError: `blocks` are not the blocks that the attached adapter has.
     """
-    layers: dict[BlockId, list[LoraLayer]] = {block: [] for block in blocks}
     found = lora_layers(transformer)
     if {block_of(module) for module in found} != set(blocks):
         raise ValueError("the gates' blocks are not those of the attached adapter")
-    for module, layer in found.items():
-        layers[block_of(module)].append(layer)
-    gates = tuple(_Gate(tuple(layers[block])) for block in blocks)
+    gates = tuple(
+        _Gate(tuple(layer for module, layer in found.items() if block_of(module) == block))
+        for block in blocks
+    )
+    of_block = dict(zip(blocks, gates, strict=True))
     hooks = [
-        layer.lora_B[ADAPTER_NAME].register_forward_hook(gate.scale)
-        for gate in gates
-        for layer in gate.layers
+        layer.lora_B[ADAPTER_NAME].register_forward_hook(of_block[block_of(module)].scaler(module))
+        for module, layer in found.items()
     ]
     try:
         yield BlockGates(tuple(blocks), gates)

@@ -20,7 +20,7 @@ from stages.families.text import TextBatch, batch_text
 from stages.sampling.generation import Generator, Job, generate_latents
 
 GatedVelocity: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From indices of probes [B] and their gates [B, blocks] to their velocities [B, N, 4C]."""
+"""From indices of probes [B] and their gates [B, blocks(, streams)] to velocities [B, N, 4C]."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def probe_velocity(generator: Generator, probes: Probes, guidance: float) -> Gat
         raise ValueError("the generator has no gates")
 
     def velocity(indices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        gates.set(values.to(probes.packed.device))
         text = TextBatch(probes.text.tokens[indices], probes.text.pooled[indices])
+        gates.set(values.to(probes.packed.device), text_tokens=text.tokens.shape[1])
         return predict_velocity(
             generator.transformer, probes.packed[indices], probes.sigmas[indices], text, guidance
         )

@@ -325,7 +325,7 @@ IDLE: dict[str, Document] = {
     "caption": {"subject": "a robot", "tag_threshold": 0.5, "character_threshold": 0.5},
     "encode": {"class_pictures": 30, "trigger_class": "person"},
     "prepare": {"focus": "saliency", "fit": "pad"},
-    "slim": {"candidates": 9, "chooser": "shares"},
+    "slim": {"candidates": 9, "nodes": 9, "chooser": "shares"},
     "train": {
         "mask_floor": 0.2,
         "min_snr_gamma": 1.0,
@@ -371,7 +371,8 @@ def test_values_without_effect_are_refused_together(written: Writer) -> None:
         ("encode", {"class_prompts": ["a robot"], "class_pictures": 30}),
         ("encode", {"without_trigger": True, "trigger_class": "person"}),
         ("prepare", {"focus": "saliency"}),
-        ("slim", {"candidates": 9}),
+        ("slim", {"chooser": "greedy", "candidates": 9}),
+        ("slim", {"chooser": "shrinking", "nodes": 9}),
         ("train", {"masked_loss": True, "mask_floor": 0.2}),
         ("train", {"loss_weighting": "min-snr", "min_snr_gamma": 1.0}),
         ("train", {"scheduler": "cosine-restarts", "scheduler_cycles": 2}),

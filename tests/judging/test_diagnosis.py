@@ -231,3 +231,35 @@ def test_what_the_base_model_draws_is_no_copy() -> None:
     run = evidence(FALLING, score=score)
     near = replace(score, candidate=BASE_MODEL, nearest_training=0.25)
     assert names(diagnose(replace(run, scores=[near, score]))) == {NOTHING_WRONG}
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        # Little beside the first phase's fall, but the second one falls and settles.
+        ([1, 0.5, 0.3, 0.25, 0.24, 0.24, 0.235, 0.231, 0.229, 0.228, 0.228], {NOTHING_WRONG}),
+        # Swings of the first phase alone; the second begins at the step where it ends.
+        ([1, 0.7, 0.9, 0.7, 0.9, 0.7, 0.64, 0.61, 0.59, 0.58, 0.575], {NOTHING_WRONG}),
+        # The second phase stops early, however evenly the run as a whole fell.
+        ([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.44, 0.44, 0.44, 0.44, 0.44], {"loss plateaued early"}),
+        # The second phase falls along a line, little as it is beside the first one's fall.
+        ([1, 0.5, 0.3, 0.25, 0.24, 0.24, 0.235, 0.23, 0.225, 0.22, 0.215], {"under-fitting"}),
+    ],
+)
+def test_a_trend_does_not_go_across_a_boundary(losses: list[float], expected: set[str]) -> None:
+    """Each phase has an optimiser, rate and rank of its own: the last one's trend is told."""
+    run = replace(evidence(losses), last_phase_begins=50)
+    assert names(diagnose(run)) == expected
+    whole = names(diagnose(replace(run, last_phase_begins=0)))
+    assert whole != expected
+
+
+def test_a_gradient_that_grows_at_a_boundary_is_none() -> None:
+    """Fresh columns of B raise the norm once; that is no growth. Within the phase it is."""
+    norms = [0.5] * 50 + [2.0] * 50
+    run = evidence(FALLING, norms=norms)
+    assert names(diagnose(run)) == {"gradient norm grows"}
+    assert "gradient norm grows" not in names(diagnose(replace(run, last_phase_begins=50)))
+    grows = [0.5] * 50 + np.linspace(0.5, 4.0, 50).tolist()
+    run = replace(evidence(FALLING, norms=grows), last_phase_begins=50)
+    assert "gradient norm grows" in names(diagnose(run))

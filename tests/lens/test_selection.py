@@ -8,12 +8,13 @@ from stages.lens.selection import (
     greedy_steps,
     largest_first,
     prefix_sets,
-    score_prefixes,
+    shrinking_steps,
     smallest_passing,
 )
 
 # Blocks 0 and 1 do the same: together they bring no more than one of them.
 WORTH = np.array([3.0, 3.0, 2.0, 1.0])
+SAME = np.ones(4)
 
 
 def score(sets: np.ndarray) -> np.ndarray:
@@ -43,24 +44,34 @@ def test_prefixes_grow_from_none_to_all() -> None:
     ]
 
 
-def test_prefix_scores_start_at_zero() -> None:
-    """An order has one score more than blocks."""
-    order = score_prefixes((0, 1, 2, 3), score)
-    assert order.blocks == (0, 1, 2, 3)
-    assert order.scores == pytest.approx((0.0, 0.5, 0.5, 5 / 6, 1.0))
-
-
 def test_greedy_puts_off_what_it_has_already() -> None:
     """The twin of a block that is taken comes last, although it is worth most by itself."""
-    steps = list(greedy_steps(largest_first(WORTH), score, candidates=4))
-    assert [block for block, _ in steps] == [0, 2, 3, 1]
-    assert [value for _, value in steps] == pytest.approx([0.5, 5 / 6, 1.0, 1.0])
+    assert [*greedy_steps(largest_first(WORTH), score, 4, SAME)] == [0, 2, 3, 1]
 
 
 def test_one_candidate_is_the_starting_order() -> None:
     """With one candidate greedy has no choice; two see one block further."""
-    assert [block for block, _ in greedy_steps((0, 1, 2, 3), score, 1)] == [0, 1, 2, 3]
-    assert [block for block, _ in greedy_steps((0, 1, 2, 3), score, 2)] == [0, 2, 3, 1]
+    assert [*greedy_steps((0, 1, 2, 3), score, 1, SAME)] == [0, 1, 2, 3]
+    assert [*greedy_steps((0, 1, 2, 3), score, 2, SAME)] == [0, 2, 3, 1]
+
+
+def test_greedy_counts_what_a_block_costs() -> None:
+    """A block that is worth three but costs four comes after one worth two that costs one."""
+    prices = np.array([4.0, 4.0, 1.0, 1.0])
+    assert [*greedy_steps(largest_first(WORTH), score, 4, prices)] == [2, 3, 0, 1]
+
+
+def test_shrinking_measures_anew() -> None:
+    """A block whose twin was dropped is worth more than before, and goes later than at first."""
+
+    def measure(kept: np.ndarray) -> np.ndarray:
+        worth = np.array([1.5, 1.4, 2.0, 1.6])
+        if not kept[1]:
+            worth[0] = 3.0
+        return worth
+
+    assert [*shrinking_steps(measure, SAME)] == [1, 3, 2, 0]
+    assert [*shrinking_steps(lambda _: WORTH, np.array([3.0, 1.0, 1.0, 1.0]))] == [3, 0, 2, 1]
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 60])

@@ -15,7 +15,7 @@ from stages.sampling.gates import BlockGates, block_gates
 from tests.sampling.planting import plant_adapter, same_strength, tiny_architecture, tiny_inputs
 
 BLOCKS = tiny_architecture().blocks
-BATCH = 4
+BATCH, TEXT_TOKENS = 4, 5  # of tiny_inputs
 
 
 def velocity(transformer: FluxTransformer2DModel) -> torch.Tensor:
@@ -139,5 +139,34 @@ def test_gates_match_the_adapter(adapted, gates) -> None:
         block_gates(adapted[0], (*BLOCKS, BASE)),
     ):
         pass
-    with pytest.raises(ValueError, match=r"expected gates \[B, 5\], got \[4, 3\]"):
+    with pytest.raises(ValueError, match=r"expected gates \[B, 5\], .*got \[4, 3\]"):
         gates.set(torch.ones(4, 3))
+
+
+def test_gates_of_all_streams_are_the_gate_of_the_block(adapted, gates) -> None:
+    """The same gate for picture, prompt and both is the block's gate."""
+    values = rows(0.25, 0.5, 0.75, 1)
+    gates.set(values)
+    whole = velocity(adapted[0])
+    gates.set(values[..., None].expand(-1, -1, 3), text_tokens=TEXT_TOKENS)
+    torch.testing.assert_close(velocity(adapted[0]), whole)
+
+
+def test_each_stream_has_its_own_work(adapted, gates) -> None:
+    """Each stream's gate changes something, and alone it is neither nothing nor all."""
+    outputs = []
+    for stream in range(3):
+        values = torch.zeros(BATCH, len(BLOCKS), 3)
+        values[..., stream] = 1.0
+        gates.set(values, text_tokens=TEXT_TOKENS)
+        outputs.append(velocity(adapted[0]))
+    gates.set(rows(0, 0, 0, 0))
+    outputs += [velocity(adapted[0]), adapted[1]]
+    for place, one in enumerate(outputs):
+        assert not any(torch.equal(one, other) for other in outputs[place + 1 :])
+
+
+def test_a_missing_stream_is_refused(gates) -> None:
+    """Gates for two of three streams are a mistake."""
+    with pytest.raises(ValueError, match="with 3 streams each"):
+        gates.set(torch.zeros(BATCH, len(BLOCKS), 2), text_tokens=TEXT_TOKENS)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from diffusers import FluxTransformer2DModel
@@ -14,7 +15,7 @@ from stages.attribute import attribute
 from stages.contracts.blocks import BlockId
 from stages.contracts.errors import AdapterError
 from stages.contracts.params import AttributeParams, ModelParams, PromptsParams, SamplingParams
-from stages.contracts.tables import SHARES, read_table
+from stages.contracts.tables import LEVELS, PROBES, SHARES, read_table
 from tests.sampling.planting import (
     plant_adapter,
     same_strength,
@@ -90,7 +91,7 @@ def test_more_nodes_mean_a_smaller_error(run: Run) -> None:
 def test_the_same_run_gives_the_same_bytes(run: Run) -> None:
     """Same inputs, same params, same bytes."""
     folders = [run(same_strength(BLOCKS, 0.05), name) for name in ("first", "second")]
-    for name in ("shares.csv", "metrics.json"):
+    for name in ("shares.csv", "levels.csv", "probes.csv", "metrics.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
@@ -99,6 +100,34 @@ def test_checkpointing_changes_no_share(run: Run) -> None:
     plain = run(same_strength(BLOCKS, 0.05), "plain")
     saving = run(same_strength(BLOCKS, 0.05), "saving", gradient_checkpointing=True)
     pd.testing.assert_frame_equal(shares(plain), shares(saving), rtol=1e-4)
+
+
+def test_levels_and_streams_add_up_to_the_shares(run: Run) -> None:
+    """A block's share is the mean over noise levels of what it does to picture, prompt and both."""
+    out = run(same_strength(BLOCKS, 0.05))
+    levels = read_table(LEVELS, out / "levels.csv")
+    streams = levels[["picture", "text", "both"]].sum(axis=1)
+    np.testing.assert_allclose(streams, levels["share"], atol=1e-8)
+    means = levels.groupby("block")["share"].mean()
+    np.testing.assert_allclose(means[shares(out).index], shares(out)["share"], atol=1e-8)
+    assert (levels["least"] <= levels["share"]).all()
+    assert (levels["share"] <= levels["most"]).all()
+    doubles = levels["block"].str.startswith("double")
+    assert (levels.loc[doubles, "both"] == 0.0).all()
+    assert (levels.loc[~doubles, ["picture", "text", "both"]] != 0.0).all(axis=None)
+
+
+def test_every_probe_has_its_error(run: Run) -> None:
+    """The worst of the probes' completeness errors is the metric; each probe has an effect."""
+    out = run(same_strength(BLOCKS, 0.05))
+    probes = read_table(PROBES, out / "probes.csv")
+    assert len(probes) == 2 * 2 * 2
+    assert metrics(out)["completeness_error"] == pytest.approx(
+        probes["completeness_error"].max(), rel=0.01
+    )
+    assert (probes["effect"] > 0.0).all()
+    assert -1.0 <= metrics(out)["split_half_tau"] <= 1.0
+    assert metrics(out)["blocks_against"] == (shares(out)["share"] < 0.0).sum()
 
 
 def test_absent_and_silent_blocks_differ(run: Run) -> None:

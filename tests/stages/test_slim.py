@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,11 @@ from stages.contracts.blocks import BlockId
 from stages.contracts.errors import AdapterError, TableError
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
 from stages.contracts.tables import BLOCKS as BLOCK_TABLE
-from stages.contracts.tables import CURVE, read_table, write_table
+from stages.contracts.tables import CURVE, SLIM_STRENGTHS, read_table, write_table
+from stages.families.architecture import block_of
 from stages.imaging.metrics import recovery
+from stages.sampling.generation import Job, generate, open_generator
+from stages.sampling.prompts import name_prompts
 from stages.slim import slim
 from tests.sampling.planting import plant_adapter, tiny_architecture, write_tiny_folder
 
@@ -33,8 +37,11 @@ PROMPTS = PromptsParams(
 )
 PARAMS = SlimParams(
     recovery=0.9,
-    chooser="greedy",
-    candidates=3,
+    chooser="interaction",
+    per_byte=True,
+    refit_ridge=None,
+    candidates=4,
+    nodes=2,
     sigmas=[0.5, 0.8],
     confidence=0.9,
     resamples=100,
@@ -52,7 +59,10 @@ def block_table(scores: Mapping[BlockId, float], isolate: bool = True) -> pd.Dat
     columns |= {"block": [str(block) for block in scores], "rank": [2] * len(scores)}
     columns |= {"share": list(scores.values()), "bytes": [100] * len(scores)}
     columns |= {f"only_rank{end}": [1.0] * len(scores) for end in ("", "_low", "_high")}
-    columns["only_recovery"] = [v if isolate else np.nan for v in scores.values()]
+    for name in ("only_recovery", "only_mse_to_none", "without_mse_to_full", "relative_norm"):
+        columns[name] = list(scores.values())
+    if not isolate:
+        columns["only_recovery"] = [np.nan] * len(scores)
     return pd.DataFrame(columns)
 
 
@@ -81,7 +91,10 @@ def metrics(out: Path) -> dict[str, float]:
     return json.loads((out / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("chooser", ["shares", "isolate", "greedy"])
+CHOOSERS = get_args(SlimParams.model_fields["chooser"].annotation)
+
+
+@pytest.mark.parametrize("chooser", CHOOSERS)
 def test_the_blocks_that_work_are_kept(run: Run, tmp_path: Path, chooser: str) -> None:
     """The two strong blocks are enough, whoever chooses, and their matrices are untouched."""
     out = run(STRONG, block_table(STRONG), chooser=chooser)
@@ -128,10 +141,50 @@ def test_the_curve_tells_every_size(run: Run) -> None:
 def test_a_bad_start_is_mended_by_greedy(run: Run) -> None:
     """From the worst first order greedy still finds the strong blocks; shares alone cannot."""
     worst = dict(zip(BLOCKS, (0.5, 0.1, 0.2, 0.4, 0.3), strict=True))
-    greedy = run(STRONG, block_table(worst), candidates=5, name="greedy")
+    greedy = run(STRONG, block_table(worst), chooser="greedy", candidates=5, name="greedy")
     shares = run(STRONG, block_table(worst), chooser="shares", name="shares")
     assert metrics(greedy)["blocks_kept"] == 2
     assert metrics(shares)["blocks_kept"] == 5
+
+
+def test_refitted_strengths_recover_more(run: Run, tmp_path: Path) -> None:
+    """Kept blocks that make up for the dropped ones: less is lost at every size that drops some.
+
+    The strengths are in the table, in the file's B and in its metadata, and in ComfyUI's vector.
+    """
+    even = dict.fromkeys(BLOCKS, 0.02)
+    plain = run(even, block_table(even), name="plain", recovery=0.5)
+    refitted = run(even, block_table(even), name="refitted", refit_ridge=0.1, recovery=0.5)
+    curves = [read_table(CURVE, out / "curve.csv")["predicted"] for out in (plain, refitted)]
+    assert (curves[1][2:5] > curves[0][2:5]).all()
+    table = read_table(SLIM_STRENGTHS, refitted / "strengths.csv").set_index("block")["strength"]
+    assert (table == 0.0).sum() == len(BLOCKS) - metrics(refitted)["blocks_kept"]
+    assert table.isin((0.0, 1.0)).sum() < len(BLOCKS)
+    slimmed = read_adapter(refitted / "adapter-slim.safetensors")
+    source = read_adapter(tmp_path / "adapter.safetensors")
+    for module, pair in slimmed.modules.items():
+        assert torch.equal(pair.up, source.modules[module].up * table[str(block_of(module))])
+    stated = [f"{table[str(block)]:g}" for block in slimmed.blocks]
+    assert slimmed.metadata["blocklens.strengths"] == ",".join(stated)
+    vector = (refitted / "retrain" / "inspire.txt").read_text().strip().split(",")
+    assert [float(value) for value in vector] == [1.0, *(table[str(block)] for block in BLOCKS)]
+
+
+def test_the_slim_file_makes_the_pictures_that_were_judged(run: Run, tmp_path: Path) -> None:
+    """Loaded by itself, the slim file draws what was judged, to a grey level.
+
+    So the recovery in the metrics is that of the file.
+    """
+    even = dict.fromkeys(BLOCKS, 0.02)
+    out = run(even, block_table(even), refit_ridge=0.1, recovery=0.5)
+    slimmed = read_adapter(out / "adapter-slim.safetensors")
+    prompts = name_prompts(PROMPTS).held_out
+    folder = tmp_path / "base"
+    with open_generator(folder, slimmed, prompts, MODEL, SAMPLING) as generator:
+        job = Job("held-out-0", 2, (1.0,) * len(slimmed.blocks))
+        ((_, drawn),) = generate(generator, [job], SAMPLING)
+    kept = np.asarray(Image.open(out / "images" / "held-out-0-2" / "slim.png")).astype(int)
+    assert np.abs(drawn.astype(int) - kept).max() <= 1
 
 
 def test_the_whole_adapter_is_a_possible_answer(run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,7 +199,7 @@ def test_the_whole_adapter_is_a_possible_answer(run: Run, caplog: pytest.LogCapt
 def test_the_same_run_gives_the_same_bytes(run: Run) -> None:
     """Same inputs, same params, same bytes."""
     folders = [run(STRONG, block_table(STRONG), name=name) for name in ("first", "second")]
-    for name in ("adapter-slim.safetensors", "curve.csv", "metrics.json"):
+    for name in ("adapter-slim.safetensors", "curve.csv", "strengths.csv", "metrics.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 

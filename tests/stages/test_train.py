@@ -198,6 +198,26 @@ def test_steps_from_the_pictures(
     assert adapter.metadata["ss_max_train_steps"] == "4"
 
 
+def test_phases(weights: Path, encoded: Path, tmp_path: Path) -> None:
+    """Eight steps of rank 2, then three of rank 4: all checkpoints are scored on one model."""
+    phase = {"rank": 4, "alpha": 4.0, "steps": 3, "learning_rate": 0.002}
+    files = run(weights, encoded, tmp_path / "out", phases=[phase], ema_decay=0.5, select=11)
+    history = read_table(HISTORY, tmp_path / "out" / "history.csv").set_index("step")
+    assert history.index.max() == 11
+    scores = read_table(SCORES, tmp_path / "out" / "scores.csv")
+    assert sorted(set(scores["step"])) == [0, 4, 8, 11]
+    adapters = {
+        step: read_adapter(tmp_path / "out" / "checkpoints" / f"step-{step:04d}.safetensors")
+        for step in (8, 11)
+    }
+    assert {step: adapter.rank for step, adapter in adapters.items()} == {8: 2, 11: 4}
+    numbers = {step: adapter.metadata["blocklens.phase"] for step, adapter in adapters.items()}
+    assert numbers == {8: "1", 11: "2"}
+    metrics = json.loads(files["metrics.json"])
+    assert metrics["selected_step"] == 11
+    assert metrics["trainable_parameters"] == adapters[11].parameters
+
+
 def test_select_last(weights: Path, encoded: Path, tmp_path: Path) -> None:
     """Who asks for the last checkpoint gets it."""
     files = run(weights, encoded, tmp_path / "out", select="last")

@@ -22,6 +22,7 @@ NEUTRAL: Final[dict[str, Any]] = {
     "encode.trigger_class": "",
     "prepare.focus": "centre",
     "slim.candidates": 4,
+    "slim.nodes": 2,
     "train.mask_floor": 0.1,
     "train.min_snr_gamma": 5.0,
     "train.output_preservation_share": 1.0,

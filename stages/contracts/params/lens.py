@@ -146,11 +146,19 @@ class SlimParams(Section):
     recovery: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         description="Recovery that the slim adapter must reach."
     )
-    chooser: Literal["shares", "isolate", "greedy"] = Field(
-        description="Order in which blocks are taken: by share, by isolate recovery, or greedily."
+    chooser: Literal[
+        "interaction", "greedy", "shares", "shrinking", "isolate", "isolate-mse", "ablation", "norm"
+    ] = Field(description="Order in which blocks are taken; see stages/slimming/choosers.py.")
+    per_byte: bool = Field(description="Divide what a block does by its bytes.")
+    refit_ridge: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = Field(
+        description="Lets the kept blocks make up for the others by strengths of their own; the"
+        " larger, the closer to 1. null: all stay at 1."
     )
     candidates: Positive = Field(
         description="Blocks that the greedy chooser tries at each step, best shares first."
+    )
+    nodes: Annotated[int, Field(ge=1, le=64)] = Field(
+        description="Gauss-Legendre nodes of the shares that the shrinking chooser measures anew."
     )
     sigmas: Annotated[list[Sigma], Field(min_length=1)] = Field(
         description="Noise levels at which a set of blocks is scored without pictures."
@@ -160,9 +168,13 @@ class SlimParams(Section):
     seed: Seed = Field(description="Seed of the bootstrap.")
 
     @rule
-    def _candidates_have_an_effect(self) -> None:
-        use = Use("slim.candidates", self.candidates, self.chooser == "greedy", "chooser: greedy")
-        require_effect([use], within="slim")
+    def _settings_of_choosers_have_an_effect(self) -> None:
+        greedy, shrinking = (self.chooser == name for name in ("greedy", "shrinking"))
+        uses = [
+            Use("slim.candidates", self.candidates, greedy, "chooser: greedy"),
+            Use("slim.nodes", self.nodes, shrinking, "chooser: shrinking"),
+        ]
+        require_effect(uses, within="slim")
 
 
 class ReportParams(Section):
