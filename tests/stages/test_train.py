@@ -23,7 +23,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from stages.adapters.files import read_adapter
-from stages.contracts.errors import DatasetError, ParamsError, TrainingError
+from stages.contracts.errors import DatasetError, HardwareError, ParamsError, TrainingError
 from stages.contracts.params import Params, load_params
 from stages.contracts.tables import (
     DIAGNOSIS,
@@ -437,3 +437,13 @@ def test_announces_what_it_will_do(
         run(weights, encoded, tmp_path / "out")
     assert "LoRA of rank 2, alpha 1 on 46 modules" in caplog.messages[0]
     assert "8 steps of 2 from 4 pictures at 32 pixels (4 epochs), 1 held out" in caplog.messages[1]
+
+
+def test_a_board_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before weights or pictures are so much as looked for."""
+    monkeypatch.setattr("stages.training.board.find_spec", lambda _: None)
+    monkeypatch.setenv("BLOCKLENS_TENSORBOARD", str(tmp_path / "board"))
+    with pytest.raises(HardwareError, match=r"blocklens\[live\]"):
+        run(tmp_path / "missing.json", tmp_path / "missing", tmp_path / "out")
