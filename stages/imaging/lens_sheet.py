@@ -18,7 +18,7 @@ from stages.imaging.heatmap import (
     own_scale,
     peak,
 )
-from stages.imaging.metrics import Picture
+from stages.imaging.metrics import Picture, recovery
 from stages.imaging.rendered_pairs import RenderedPair
 from stages.imaging.sheet import Group, SheetLook, Tile, contact_sheets
 
@@ -84,7 +84,7 @@ def lens_sheets(
         ]
         groups.append(Group(f"{heading}: {len(tiles)} with LoRA weights", tiles))
     choices = [name for name in pair.files if name.startswith(_CHOICES)]
-    tiles = [_tile(pair, name, name, "", look) for name in choices]
+    tiles = [_tile(pair, name, name, _own_words(pair, name), look) for name in choices]
     groups.append(Group("Strengths, bands and mixes", tiles if mode == "only" else []))
     return contact_sheets(
         MODES[mode], f"“{pair.text}”, seed {pair.seed}, {note}", groups, _sheet(look)
@@ -103,11 +103,23 @@ def _tile(pair: RenderedPair, label: str, variant: str, note: str, look: MapLook
 
 
 def _words(numbers: Mapping[str, float], mode: str) -> str:
-    value = numbers[f"{mode}_recovery"]
-    recovery = "–" if np.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
-    words = f"recovery {recovery} · share {100.0 * numbers['share']:.1f} %"
+    words = _recovery_words(numbers[f"{mode}_recovery"])
+    if mode == "random":  # the share is that of the trained weights
+        return words
+    words = f"{words} · share {100.0 * numbers['share']:.1f} %"
     in_noise = mode == "only" and numbers["only_in_noise"] == 1.0
     return f"{words} · in the noise" if in_noise else words
+
+
+def _own_words(pair: RenderedPair, variant: str) -> str:
+    """Return the recovery of this one picture."""
+    if np.array_equal(pair.none, pair.full):
+        return _recovery_words(np.nan)
+    return f"{_recovery_words(recovery(pair.load(variant), pair.none, pair.full))} in this picture"
+
+
+def _recovery_words(value: float) -> str:
+    return f"recovery {'–' if np.isnan(value) else f'{round(value, 2) + 0.0:.2f}'}"  # no -0.00
 
 
 def _sheet(look: MapLook) -> SheetLook:
