@@ -152,11 +152,13 @@ OPENERS: Final = {"ours": open_ours, "loop": open_loop}
 
 
 def take_turns(task: Task, variants: Sequence[Variant], rounds: int | None) -> list[Round]:
-    """Return the rounds, four variants each; the first variant is drawn once before, by both."""
-    parts = [
-        variants[start : start + VARIANTS_AT_ONCE]
-        for start in range(0, len(variants), VARIANTS_AT_ONCE)
-    ]
+    """Return the rounds, four variants each; the first variant is drawn once before, by both.
+
+    Fewer rounds than there are to take are spread evenly over the variants.
+    """
+    starts = [*range(0, len(variants), VARIANTS_AT_ONCE)]
+    chosen = starts[:: max(1, len(starts) // (rounds or len(starts)))][:rounds]
+    parts = [variants[start : start + VARIANTS_AT_ONCE] for start in chosen]
     with ExitStack() as stack, tempfile.TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / name for name in OPENERS}
         for folder in folders.values():
@@ -165,7 +167,7 @@ def take_turns(task: Task, variants: Sequence[Variant], rounds: int | None) -> l
         for name, draw in draws.items():
             draw(variants[:1], folders[name])
         done = []
-        for number, part in enumerate(parts[:rounds]):
+        for number, part in enumerate(parts):
             seconds = {}
             names = list(draws) if number % 2 else list(reversed(draws))
             for name in names:
@@ -175,6 +177,7 @@ def take_turns(task: Task, variants: Sequence[Variant], rounds: int | None) -> l
             files = [file for *_, file in task.shots(part)]
             largest, share = _compare(files, folders["ours"], folders["loop"])
             done.append(Round(len(files), seconds["ours"], seconds["loop"], largest, share))
+            sys.stderr.write(f"round {number + 1} of {len(parts)}: {done[-1]}\n")
     return done
 
 

@@ -80,11 +80,12 @@ def render(
     for one in series:
         batches = [*_unfinished(one, sampling.batch, state)]
         missing.setdefault(one.noise_seed, []).extend(batches)
+    adapters = {seed: source if seed is None else matched_noise(source, seed) for seed in missing}
     if any(missing.values()):
         generator = load_generator(folder, prompts_of(series), model, sampling)
     for noise_seed, batches in missing.items():
         if batches:
-            adapted = source if noise_seed is None else matched_noise(source, noise_seed)
+            adapted = adapters[noise_seed]
             with worn(generator, adapted, sampling, compiled=params.compile) as dressed:
                 _make(dressed, source, batches, sampling, state)
     with replace_folder(out) as work:

@@ -34,7 +34,7 @@ def to_diffusers(file: Path, out: Path) -> str:
 
 
 def _convert(file: Path, out: Path, write: Callable[[Path, Adapter], None]) -> str:
-    adapter = read_adapter(file)
+    adapter = read_adapter(file, beside=True)
     beside = out.with_name(out.name.removesuffix(".safetensors") + APART_SUFFIX)
     files = [(out, write)] + ([(beside, write_apart)] if adapter.apart else [])
     if problems := [

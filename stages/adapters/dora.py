@@ -4,7 +4,7 @@ W' = g (W + s B A), where g = magnitude / |W + s B A| for every row, or for ever
 arXiv 2402.09353; ComfyUI, comfy/weight_adapter/base.py, weight_decompose). So Delta W = W' - W is
 one fixed matrix, and a gate a gives W + a (W' - W): exact at 0 and 1, and in between what ComfyUI
 makes of a strength. PEFT and LyCORIS scale B A before the norm is taken, which is another curve
-between the same two ends.
+between the same two ends. At 1 this is the trainers' W'; ComfyUI takes a row's norm without B A.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ DERIVED_METADATA: Final = frozenset(
 _log = logging.getLogger(__name__)
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Return the LoRA in a safetensors file, in float32.
+def read_adapter(path: Path, beside: bool = False) -> Adapter:
+    """Return the LoRA in a safetensors file, in float32; for `beside` see `read_file`.
 
     Every tensor of the file is used, or kept apart with a warning because it is for a text encoder,
     or the call fails.
@@ -50,7 +50,9 @@ def read_adapter(path: Path) -> Adapter:
         AdapterError: the file cannot be read, or its content is no LoRA of a FLUX transformer; all
             problems at once.
     """
-    file = read_file(path)
+    file = read_file(path, beside)
+    if file.assumed:
+        _log.warning("%s: %s", path, file.assumed)
     if file.apart:
         _log.warning(
             "%s: %d tensors for text encoders are kept apart: pictures here are without them",

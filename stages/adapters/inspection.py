@@ -48,7 +48,7 @@ def inspect(file: Path) -> str:
     Raises:
         AdapterError: the file cannot be read, or is no LoRA of a FLUX transformer.
     """
-    read = read_file(file)
+    read = read_file(file, beside=True)
     adapter = build_adapter(read)
     rows = block_rows(read, adapter)
     spellings = (f"{title} ({count} tensors)" for title, count in sorted(read.spellings.items()))
@@ -95,7 +95,7 @@ def block_rows(read: LoraFile, adapter: Adapter) -> list[BlockRow]:
 
 def remarks(read: LoraFile, rows: Sequence[BlockRow]) -> list[str]:
     """Return what a person should know before using the file."""
-    found = []
+    found = [read.assumed] if read.assumed else []
     if read.apart:
         size = _size(read.apart.values())
         found.append(

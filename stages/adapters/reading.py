@@ -16,9 +16,16 @@ from stages.adapters.formats.foreign import TEXT_ENCODER, name_problems
 from stages.adapters.formats.layers import Layer
 from stages.adapters.formats.names import read_name
 from stages.adapters.listing import list_names
-from stages.adapters.scales import number_problems, read_alphas
+from stages.adapters.scales import CONFIG_FIELD, number_problems, read_alphas
 from stages.contracts.errors import AdapterError, Problem
 
+_PEFT_CONFIG: Final = "adapter_config.json"
+_NO_CONFIG: Final = (
+    f"the names are PEFT's, which keeps alpha in {_PEFT_CONFIG}; it is not beside the file, so "
+    "alpha is taken to be the rank"
+)
+_UNWATCHED: Final = f"its scale stands in {_PEFT_CONFIG} beside it, which DVC does not watch"
+_CONVERT: Final = "Run `python -m stages.split to-diffusers {} OUT`, which reads it, and name OUT."
 _DTYPES: Final = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -27,7 +34,7 @@ class LoraFile:
     """A LoRA file, understood: every tensor is in one of `sources` or in `apart`.
 
     `alphas` are by the sources' layer names; a layer that states none is not in it. `spellings`
-    counts tensors by the way their names are written.
+    counts tensors by the way their names are written. `assumed` is what had to be guessed.
     """
 
     sources: tuple[Source, ...]
@@ -35,6 +42,7 @@ class LoraFile:
     apart: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str]
     spellings: Mapping[str, int]
+    assumed: str
 
 
 @dataclass
@@ -76,8 +84,11 @@ class _Sorting:
         ]
 
 
-def read_file(path: Path) -> LoraFile:
+def read_file(path: Path, beside: bool = False) -> LoraFile:
     """Return the layers in a safetensors file.
+
+    PEFT keeps alpha in adapter_config.json beside the file. A stage reads what DVC watches, which
+    that is not: with `beside` it is read, without it must say nothing that changes the scale.
 
     Raises:
         AdapterError: the file cannot be read, or its content is no LoRA of a FLUX transformer; all
@@ -94,12 +105,29 @@ def read_file(path: Path) -> LoraFile:
     problems += source_problems(where, sources)
     problems += _value_problems(where, sources)
     alphas, alpha_problems = _read_alphas(sources, container.metadata)
+    assumed = ""
+    if _may_have_config(sorting, sources, container.metadata):
+        config = path.with_name(_PEFT_CONFIG)
+        if config.is_file():
+            text = config.read_text(encoding="utf-8")
+            found, alpha_problems = _read_alphas(sources, {CONFIG_FIELD: text})
+            if found != alphas and not beside and not alpha_problems:
+                problems.append(Problem(where, _UNWATCHED, _CONVERT.format(path)))
+            alphas = found
+        else:
+            assumed = _NO_CONFIG
     problems += [replace(each, where=f"{where}, {each.where}") for each in alpha_problems]
     if problems:
         raise AdapterError("The adapter cannot be used", problems)
-    return LoraFile(
-        tuple(sources), alphas, sorting.apart, container.metadata, dict(sorting.spellings)
-    )
+    spellings = dict(sorting.spellings)
+    return LoraFile(tuple(sources), alphas, sorting.apart, container.metadata, spellings, assumed)
+
+
+def _may_have_config(sorting: _Sorting, sources: list[Source], metadata: Mapping[str, str]) -> bool:
+    """Return whether the names are PEFT's own and nothing in the file states a scale."""
+    peft = any(title.startswith("PEFT") for title in sorting.spellings)
+    stated = CONFIG_FIELD in metadata or any("alpha" in source.parts for source in sources)
+    return peft and not stated
 
 
 def _whole_problems(where: str, sorting: _Sorting, sources: list[Source]) -> list[Problem]:

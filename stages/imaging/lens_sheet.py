@@ -104,7 +104,7 @@ def _tile(pair: RenderedPair, label: str, variant: str, note: str, look: MapLook
 
 def _words(numbers: Mapping[str, float], mode: str) -> str:
     value = numbers[f"{mode}_recovery"]
-    recovery = "–" if np.isnan(value) else f"{value:.2f}"
+    recovery = "–" if np.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
     words = f"recovery {recovery} · share {100.0 * numbers['share']:.1f} %"
     in_noise = mode == "only" and numbers["only_in_noise"] == 1.0
     return f"{words} · in the noise" if in_noise else words

@@ -1,26 +1,22 @@
 """A finished run, judged: every kept checkpoint scored, one chosen, the whole diagnosed.
 
 Step 0's sample pictures and those of checkpoints are taken from the run where it drew them; only
-what is missing, and the prompts without the trigger, are drawn here.
+what is missing, and the prompts without the trigger, are drawn here, and kept: a kill while it is
+judged costs the pictures of one checkpoint at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
-
 from stages.adapters.files import read_adapter
-from stages.encoding.encoded import Encoded
 from stages.judging.candidates import BASE_MODEL, Candidate, kept_candidates
 from stages.judging.diagnosis import diagnose
+from stages.judging.drawings import kept_or_drawn, read_picture
 from stages.judging.findings import Evidence, Finding
 from stages.judging.scoring import (
     Drawn,
-    Image,
     Painter,
     Score,
     TrainingSet,
@@ -74,18 +70,11 @@ def _draw(
 ) -> Drawn:
     adapter = None if candidate == BASE_MODEL else read_adapter(folder / candidate.file)
     put_adapter(run.transformer, adapter)
-    names = _sample_names(run.data, candidate.step)
-    if candidate.weights == "raw" and all(name in journal.files for name in names):
-        samples: Sequence[Image] = [_read(folder / name) for name in names]
+    name = "base" if candidate == BASE_MODEL else Path(candidate.file).stem
+    drawn = [sample_name(candidate.step, number) for number in range(len(run.data.samples))]
+    if candidate.weights == "raw" and all(each in journal.files for each in drawn):
+        samples = [read_picture(folder / each) for each in drawn]
     else:
-        samples = list(painter.samples())
-    return Drawn(candidate, samples, list(painter.plain()))
-
-
-def _sample_names(data: Encoded, step: int) -> list[str]:
-    return [sample_name(step, number) for number in range(len(data.samples))]
-
-
-def _read(path: Path) -> Image:
-    with PIL.Image.open(path) as file:
-        return np.asarray(file.convert("RGB"), dtype=np.uint8)
+        samples = kept_or_drawn(folder, f"{name}-samples", len(drawn), painter.samples)
+    plain = kept_or_drawn(folder, f"{name}-plain", len(run.data.plain), painter.plain)
+    return Drawn(candidate, samples, plain)

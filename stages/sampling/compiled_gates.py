@@ -14,7 +14,6 @@ from typing import cast
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
-from torch.nn import functional
 
 from stages.adapters.attach import ADAPTER_NAME, lora_layers
 from stages.contracts.blocks import BlockId
@@ -27,13 +26,13 @@ class _GatedUp(nn.Module):
 
     gate: torch.Tensor
 
-    def __init__(self, up: nn.Linear, gate: torch.Tensor) -> None:
+    def __init__(self, up: nn.Module, gate: torch.Tensor) -> None:
         super().__init__()
-        self.weight = up.weight
+        self.up = up
         self.register_buffer("gate", gate, persistent=False)
 
     def forward(self, narrow: torch.Tensor) -> torch.Tensor:
-        output = functional.linear(narrow, self.weight)
+        output: torch.Tensor = self.up(narrow)
         return output * self.gate.view(-1, *[1] * (output.ndim - 1))
 
 

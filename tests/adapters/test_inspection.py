@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,30 @@ def test_conversion_writes_text_encoders_beside(kohya_file: Path, tmp_path: Path
     assert written.keys() == TEXT.keys()
     assert all(torch.equal(written[name], TEXT[name]) for name in TEXT)
     assert not read_adapter(out).apart
+
+
+def test_alpha_beside_a_file_of_pefts(
+    shapes: dict[str, tuple[int, int]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """adapter_config.json counts in the commands; a stage refuses it, and says if there is none."""
+    foreign = write_foreign(FORMATS["PEFT"], "two blocks", shapes)
+    path, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    safetensors.torch.save_file(foreign.tensors, path)
+    assert {pair.scale for pair in read_adapter(path).modules.values()} == {1.0}
+    assert "alpha is taken to be the rank" in caplog.text
+    assert "odd: the names are PEFT's" in inspect(path)
+    config.write_text(json.dumps({"r": 2, "lora_alpha": 2}), encoding="utf-8")
+    assert {pair.scale for pair in read_adapter(path).modules.values()} == {1.0}
+    config.write_text(json.dumps({"r": 2, "lora_alpha": 6}), encoding="utf-8")
+    with pytest.raises(AdapterError, match=r"adapter_config\.json beside it.*to-diffusers"):
+        read_adapter(path)
+    to_diffusers(path, tmp_path / "out.safetensors")
+    written = read_adapter(tmp_path / "out.safetensors")
+    for module, delta in foreign.deltas.items():
+        torch.testing.assert_close(written.modules[module].delta(), 3.0 * delta)
+    config.write_text("{", encoding="utf-8")
+    with pytest.raises(AdapterError, match="not a LoraConfig in JSON"):
+        read_adapter(path)
 
 
 def test_conversion_replaces_nothing(kohya_file: Path, tmp_path: Path) -> None:

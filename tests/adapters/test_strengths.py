@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from stages.adapters.dora import DoraPair
+from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.module import Adapter
 from stages.adapters.pair import Origin
 from stages.adapters.strengths import require_scalable, with_strengths
 from stages.contracts.blocks import BlockId
 from stages.contracts.errors import AdapterError
 from stages.families.architecture import block_of
+from stages.families.noise import keyed_normal
 
 HALF, WHOLE = BlockId.parse("double.0"), BlockId.parse("single.2")
 
@@ -30,18 +34,52 @@ def test_a_strength_scales_the_change_of_its_block_alone(full_adapter: Adapter) 
         assert torch.equal(pair.delta(), factor * before.delta())
 
 
-def test_what_is_no_plain_lora_is_refused(full_adapter: Adapter) -> None:
-    """A LoHa layer is written as it came: it can be on or off, and nothing between."""
+def test_dora_is_refused(full_adapter: Adapter) -> None:
+    """It can be on or off in a file, and nothing between."""
     modules = dict(full_adapter.modules)
     odd = next(module for module in modules if block_of(module) == HALF)
-    modules[odd] = replace(modules[odd], origin=Origin("layer", "LoHa", {}))
+    pair = modules[odd]
+    modules[odd] = DoraPair(pair, torch.ones(len(pair.up), 1), Origin("layer", "DoRA", {}))
     adapter = Adapter(modules, {})
     assert with_strengths(adapter, {HALF: 1.0}).modules[odd] is modules[odd]
-    with pytest.raises(AdapterError, match=rf"no plain LoRA: {re.escape(odd)}"):
+    with pytest.raises(AdapterError, match=rf"is DoRA, which is not linear: {re.escape(odd)}"):
         with_strengths(adapter, {HALF: 0.5})
-    with pytest.raises(AdapterError, match=r"a\.safetensors: no plain LoRA"):
+    with pytest.raises(AdapterError, match=r"a\.safetensors: is DoRA"):
         require_scalable(adapter, "a.safetensors", "Do without.")
     require_scalable(full_adapter, "b.safetensors", "Do without.")
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "LoKr of products"])
+def test_loha_and_lokr_are_scaled_in_their_own_format(kind: str, tmp_path: Path) -> None:
+    """The written file has half of Delta W in all layers that the fused one is."""
+    parts = {
+        "LoHa": {
+            "hada_w1_a": (12, 2),
+            "hada_w1_b": (2, 4),
+            "hada_w2_a": (12, 2),
+            "hada_w2_b": (2, 4),
+        },
+        "LoKr": {"lokr_w1": (2, 2), "lokr_w2": (6, 2)},
+        "LoKr of products": {
+            "lokr_w1_a": (2, 1),
+            "lokr_w1_b": (1, 2),
+            "lokr_w2_a": (6, 1),
+            "lokr_w2_b": (1, 2),
+        },
+    }[kind]
+    name = "lora_unet_double_blocks_0_txt_attn_qkv"
+    save_file(
+        {f"{name}.{end}": keyed_normal(shape, end) for end, shape in parts.items()},
+        tmp_path / "a.safetensors",
+    )
+    whole = read_adapter(tmp_path / "a.safetensors")
+    half = with_strengths(whole, {HALF: 0.5})
+    write_adapter(tmp_path / "b.safetensors", half)
+    written = read_adapter(tmp_path / "b.safetensors")
+    assert len(written.modules) == 3
+    for module, change in whole.modules.items():
+        torch.testing.assert_close(half.modules[module].delta(), 0.5 * change.delta())
+        torch.testing.assert_close(written.modules[module].delta(), 0.5 * change.delta())
 
 
 def test_absent_blocks_are_named(full_adapter: Adapter) -> None:

@@ -38,6 +38,7 @@ def test_both_draw_the_same_pictures(
     assert len(variants) == 2 + 5
     rounds = take_turns(task, variants, None)
     assert [one.pictures for one in rounds] == [16, 12]
+    assert [one.pictures for one in take_turns(task, variants, 1)] == [16]
     assert max(one.largest_difference for one in rounds) <= 1
     assert all(one.ours_s > 0 and one.loop_s > 0 for one in rounds)
 

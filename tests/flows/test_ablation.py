@@ -78,7 +78,13 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"GIT_CONFIG_{name}", "/dev/null")
     folder = clone(tmp_path / "clone")
     params = read_params(folder)
-    quick = {"steps": 2, "validation_every": 2, "checkpoint_every": 2, "sample_every": 2}
+    quick = {
+        "steps": 2,
+        "warmup_steps": 0,
+        "validation_every": 2,
+        "checkpoint_every": 2,
+        "sample_every": 2,
+    }
     params["train"] |= {**quick, "probe_pictures": 1}
     for pictures in ("train", "validation"):
         files = sorted((folder / "data/demo" / pictures).iterdir())

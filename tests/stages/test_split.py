@@ -191,6 +191,33 @@ def test_weights_for_text_encoders_get_a_file_of_their_own(
     assert one.drop(columns="bytes").equals(two.drop(columns="bytes"))
 
 
+def test_a_dora_is_measured_with_the_base_weights(
+    nano_flux: Path, weights_manifest: Path, tmp_path: Path
+) -> None:
+    """Its norm is that of W' - W, and its block's file is what came."""
+    module = "transformer_blocks.7.attn.to_q"
+    with open_linear_weights(nano_flux) as linears:
+        weight = linears.read(module).float()
+    down, up = keyed_normal((2, 64), "a"), keyed_normal((64, 2), "b")
+    magnitude = 1.0 + 0.1 * keyed_normal((64,), "m")
+    tensors = {
+        f"transformer.{module}.lora_A.weight": down,
+        f"transformer.{module}.lora_B.weight": up,
+        f"transformer.{module}.lora_magnitude_vector": magnitude,
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    split(weights=weights_manifest, adapter=tmp_path / "a.safetensors", out=tmp_path / "out")
+    changed = weight + up @ down
+    changed = magnitude[:, None] * changed / changed.norm(dim=1, keepdim=True)
+    index = read_table(SPLIT_INDEX, tmp_path / "out" / "index.csv").set_index("block")
+    assert index.loc["double.7", "norm"] == pytest.approx(
+        (changed - weight).norm().item(), rel=1e-4
+    )
+    written = load_file(tmp_path / "out" / "blocks" / "double.7.safetensors")
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)
+
+
 def test_equal_input_gives_equal_bytes(
     nano_flux: Path, weights_manifest: Path, tmp_path: Path
 ) -> None:

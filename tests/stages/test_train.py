@@ -23,7 +23,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from stages.adapters.files import read_adapter
-from stages.contracts.errors import DatasetError, ParamsError, TrainingError
+from stages.contracts.errors import DatasetError, HardwareError, ParamsError, TrainingError
 from stages.contracts.params import Params, load_params
 from stages.contracts.tables import (
     DIAGNOSIS,
@@ -198,6 +198,26 @@ def test_steps_from_the_pictures(
     assert adapter.metadata["ss_max_train_steps"] == "4"
 
 
+def test_phases(weights: Path, encoded: Path, tmp_path: Path) -> None:
+    """Eight steps of rank 2, then three of rank 4: all checkpoints are scored on one model."""
+    phase = {"rank": 4, "alpha": 4.0, "steps": 3, "learning_rate": 0.002}
+    files = run(weights, encoded, tmp_path / "out", phases=[phase], ema_decay=0.5, select=11)
+    history = read_table(HISTORY, tmp_path / "out" / "history.csv").set_index("step")
+    assert history.index.max() == 11
+    scores = read_table(SCORES, tmp_path / "out" / "scores.csv")
+    assert sorted(set(scores["step"])) == [0, 4, 8, 11]
+    adapters = {
+        step: read_adapter(tmp_path / "out" / "checkpoints" / f"step-{step:04d}.safetensors")
+        for step in (8, 11)
+    }
+    assert {step: adapter.rank for step, adapter in adapters.items()} == {8: 2, 11: 4}
+    numbers = {step: adapter.metadata["blocklens.phase"] for step, adapter in adapters.items()}
+    assert numbers == {8: "1", 11: "2"}
+    metrics = json.loads(files["metrics.json"])
+    assert metrics["selected_step"] == 11
+    assert metrics["trainable_parameters"] == adapters[11].parameters
+
+
 def test_select_last(weights: Path, encoded: Path, tmp_path: Path) -> None:
     """Who asks for the last checkpoint gets it."""
     files = run(weights, encoded, tmp_path / "out", select="last")
@@ -334,8 +354,8 @@ def test_another_runs_state_is_not_used(
 ) -> None:
     """A seed, a picture or a line of code changed after the kill: the run starts from the base."""
     monkeypatch.setattr("stages.train.clear_state", lambda _: None)
-    run(weights, encoded, tmp_path / "killed", steps=1)
-    changes: dict[str, Any] = {"steps": 1}
+    run(weights, encoded, tmp_path / "killed", steps=1, warmup_steps=0)
+    changes: dict[str, Any] = {"steps": 1, "warmup_steps": 0}
     if what == "seed":
         changes["seed"] = 5
     elif what == "data":
@@ -417,3 +437,13 @@ def test_announces_what_it_will_do(
         run(weights, encoded, tmp_path / "out")
     assert "LoRA of rank 2, alpha 1 on 46 modules" in caplog.messages[0]
     assert "8 steps of 2 from 4 pictures at 32 pixels (4 epochs), 1 held out" in caplog.messages[1]
+
+
+def test_a_board_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before weights or pictures are so much as looked for."""
+    monkeypatch.setattr("stages.training.board.find_spec", lambda _: None)
+    monkeypatch.setenv("BLOCKLENS_TENSORBOARD", str(tmp_path / "board"))
+    with pytest.raises(HardwareError, match=r"blocklens\[live\]"):
+        run(tmp_path / "missing.json", tmp_path / "missing", tmp_path / "out")
