@@ -139,10 +139,12 @@ def _findings(evidence: Evidence, params: Params) -> list[Finding]:
     measured = evidence.metrics["evaluate"]
     if "rank_tau" in measured:
         findings.append(_ranking(measured["rank_tau"]))
+    if "split_half_tau" in measured:
+        findings.append(_stability(measured["split_half_tau"]))
     if "noise_floor_mse" in measured:
         findings.append(_noise_floor(evidence, measured["noise_floor_mse"]))
     if "bleed" in measured:
-        findings.append(_bleed(measured["bleed"]))
+        findings.append(_bleed(evidence, measured["bleed"]))
     return findings
 
 
@@ -183,18 +185,33 @@ def _ranking(tau: float) -> Finding:
     return Finding("Agreement", decimal(tau), meaning, tau < 0.4)
 
 
+def _stability(tau: float) -> Finding:
+    meaning = (
+        f"{agreement(tau).capitalize()} agreement (Kendall τ) between the rankings of single-block "
+        "pictures by two halves of the prompts."
+    )
+    return Finding("Stability", decimal(tau), meaning, tau < 0.4)
+
+
 def _noise_floor(evidence: Evidence, floor: float) -> Finding:
-    errors = [result.number("only_mse_to_none") for result in evidence.present]
-    below = sum(value is not None and value <= floor for value in errors)
+    below = sum(result.number("only_in_noise") == 1.0 for result in evidence.present)
     meaning = (
         "is the MSE between two runs of the same picture; "
-        f"{count(below, 'block')} of {len(evidence.present)} change no more than that."
+        f"{count(below, 'block')} of {len(evidence.present)} may change no more than that: a tie."
     )
     return Finding("Noise floor", error(floor), meaning, below > 0)
 
 
-def _bleed(bleed: float) -> Finding:
+def _bleed(evidence: Evidence, bleed: float) -> Finding:
     meaning = "of the effect also happens in prompts without the trigger word."
+    stopped = {
+        str(result.block): value
+        for result in evidence.present
+        if (value := result.number("bleed_stopped")) is not None
+    }
+    if stopped:
+        block = max(stopped, key=stopped.__getitem__)
+        meaning += f" Without {block} alone {percent(stopped[block], 0)} of that would be gone."
     return Finding("Bleed", percent(bleed, 0), meaning, bleed > 0.25)
 
 

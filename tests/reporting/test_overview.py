@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stages.reporting.evidence import Evidence
+from stages.reporting.evidence import BlockResult, Evidence
 from stages.reporting.overview import base_name, is_anecdotal, tell_overview
+from stages.reporting.words import percent
 from tests.reporting.example import example_params
 
 
@@ -38,13 +39,32 @@ def test_doubts_are_told(evidence: Evidence) -> None:
     """Each weakness of the evidence is a caution, not a footnote."""
     findings = {f.name: f for f in tell_overview(evidence, example_params()).findings}
     wanted = {"Sample", "Completeness", "Near zero", "Agreement", "Noise floor", "Bleed"}
-    assert set(findings) == wanted
+    assert set(findings) == wanted | {"Stability"}
     assert findings["Sample"].caution
     assert findings["Sample"].figure == "2 × 2"
     assert not findings["Completeness"].caution
-    weak = with_metrics(evidence, "evaluate", rank_tau=0.1, bleed=0.6)
+    weak = with_metrics(evidence, "evaluate", rank_tau=0.1, bleed=0.6, split_half_tau=0.1)
     doubted = {f.name for f in tell_overview(weak, example_params()).findings if f.caution}
-    assert {"Agreement", "Bleed", "Sample"} <= doubted
+    assert {"Agreement", "Stability", "Bleed", "Sample"} <= doubted
+
+
+def test_the_block_that_bleeds_most_is_named(evidence: Evidence) -> None:
+    """Whoever wants less bleeding learns which block to drop, and how much that would bring."""
+
+    def bleed(blocks: tuple[BlockResult, ...]) -> str:
+        findings = tell_overview(replace(evidence, blocks=blocks), example_params()).findings
+        return next(finding.meaning for finding in findings if finding.name == "Bleed")
+
+    assert "alone" not in bleed(evidence.blocks)
+    measured = tuple(
+        replace(result, numbers={**result.numbers, "bleed_stopped": 0.1 * place})
+        if result.present
+        else result
+        for place, result in enumerate(evidence.blocks)
+    )
+    last = evidence.present[-1]
+    part = percent(0.1 * evidence.blocks.index(last), 0)
+    assert f"Without {last.block} alone {part} of that would be gone" in bleed(measured)
 
 
 def test_one_prompt_with_one_seed_is_an_anecdote(evidence: Evidence) -> None:
@@ -59,7 +79,7 @@ def test_one_prompt_with_one_seed_is_an_anecdote(evidence: Evidence) -> None:
 def test_what_was_not_measured_is_left_out(evidence: Evidence) -> None:
     """No number is better than an invented one."""
     metrics = dict(evidence.metrics["evaluate"])
-    for name in ("rank_tau", "noise_floor_mse", "bleed"):
+    for name in ("rank_tau", "split_half_tau", "noise_floor_mse", "bleed"):
         del metrics[name]
     bare = replace(evidence, metrics={**evidence.metrics, "evaluate": metrics})
     findings = tell_overview(bare, example_params()).findings
