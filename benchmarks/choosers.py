@@ -33,15 +33,15 @@ from stages.adapters.partition import split_by_block
 from stages.contracts.params import Params, load_params
 from stages.imaging.metrics import mse
 from stages.lens.attribution import Effect, block_shares, measure_effect
-from stages.lens.interaction import lost, measure_interaction, refit_strengths
+from stages.lens.interaction import lost, measure_interaction
 from stages.lens.rankings import Resampling
-from stages.lens.selection import prefix_sets
 from stages.runtime.console import prepare_process
 from stages.sampling.generation import open_generator
 from stages.sampling.probes import make_probes, probe_velocity
 from stages.sampling.prompts import name_prompts
 from stages.sampling.variants import Variant, gate_values, only, without
 from stages.slimming.choosers import COLUMNS, Choosing, Measured, order_blocks
+from stages.slimming.refitting import crossed_strengths, size_strengths
 from stages.slimming.trial import Shots, Studio, Trial, draw_references, find_size
 
 BASE: Final = ROOT / "data" / "nano-flux"
@@ -120,18 +120,21 @@ class Bench:
         slim = self.params.slim
         return Resampling(slim.resamples, slim.confidence, slim.seed)
 
-    def measure(self, strengths: np.ndarray) -> list[float]:
-        """Return the recoveries of strengths [blocks]: development shots, then held-out ones."""
+    def measure(self, strengths: np.ndarray, crossed: np.ndarray) -> list[float]:
+        """Return the recoveries of development shots, then of held-out ones.
+
+        Args:
+            strengths: [blocks], for the held-out shots.
+            crossed: [prompts, blocks], for the development shots.
+        """
         kept = Kept(self.folder / "sets.json")
         key = set_key(strengths)
         if key not in kept.values:
-            shots = [*self.develop.shots, *self.held_out.shots]
-            (drawn,) = self.studio.draw(shots, [strengths])
-            count = len(self.develop.shots)
-            values = self.develop.recoveries(drawn[:count])
-            kept.put(key, values + self.held_out.recoveries(drawn[count:]))
-        found: list[float] = kept.values[key]
-        return found
+            rows = self.develop.shots.of_prompts(crossed)
+            (found,) = self.studio.measure(self.develop, [rows])
+            kept.put(key, found + self.studio.measure(self.held_out, [strengths])[0])
+        values: list[float] = kept.values[key]
+        return values
 
 
 def set_key(strengths: np.ndarray) -> str:
@@ -238,23 +241,25 @@ def picture_scores(bench: Bench, kept: Kept, variant: Variant) -> dict[str, floa
 
 
 def guessed_products(bench: Bench) -> np.ndarray:
-    """Return <u_b, u_c> [blocks, blocks], mean over the probes that stage slim takes."""
+    """Return <u_b, u_c> [prompts, blocks, blocks], means over the probes that stage slim takes."""
     used = [SIGMAS.index(sigma) for sigma in bench.params.slim.sigmas]
-    mean: np.ndarray = products(bench)[:, used].mean(axis=(0, 1))
-    return mean
+    by_shot = products(bench)[:, used].mean(axis=1)
+    shape = (len(bench.develop.shots.prompts), -1, *by_shot.shape[1:])
+    by_prompt: np.ndarray = by_shot.reshape(shape).mean(axis=1)
+    return by_prompt
 
 
-def chosen_strengths(bench: Bench, way: Way) -> np.ndarray:
-    """Return the strengths [blocks + 1, blocks] of every size that a chooser takes."""
+def chosen_strengths(bench: Bench, way: Way) -> tuple[np.ndarray, np.ndarray]:
+    """Return the strengths of every size that a chooser takes, as stage slim does.
+
+    Those of the file [blocks + 1, blocks], and those that judge [blocks + 1, prompts, blocks].
+    """
     kept = Kept(bench.folder / "orders.json")
     if way.name not in kept.values:
         kept.put(way.name, [*_order(bench, way)])
-    strengths = prefix_sets(kept.values[way.name]).astype(np.float64)
-    if way.ridge is not None:
-        measured = guessed_products(bench)
-        for row in strengths[1:-1]:
-            row[:] = refit_strengths(measured, row > 0.0, way.ridge)
-    return strengths
+    order, by_prompt = kept.values[way.name], guessed_products(bench)
+    strengths = size_strengths(order, by_prompt.mean(axis=0), way.ridge)
+    return strengths, crossed_strengths(order, by_prompt, way.ridge)
 
 
 def _order(bench: Bench, way: Way) -> tuple[int, ...]:
@@ -273,12 +278,13 @@ def _order(bench: Bench, way: Way) -> tuple[int, ...]:
         slim.nodes,
         bench.studio.sampling.batch,
     )
-    return order_blocks(choosing, Measured(effect, guessed_products(bench), scores), bench.sizes)
+    mean = guessed_products(bench).mean(axis=0)
+    return order_blocks(choosing, Measured(effect, mean, scores), bench.sizes)
 
 
 def judge_way(bench: Bench, way: Way) -> dict[str, Any]:
     """Return the row of one chooser: the set it takes, and how that does on held-out prompts."""
-    strengths = chosen_strengths(bench, way)
+    strengths, crossed = chosen_strengths(bench, way)
     count = len(bench.develop.shots)
     size, tried = find_size(
         bench.develop,
@@ -286,9 +292,10 @@ def judge_way(bench: Bench, way: Way) -> dict[str, Any]:
         bench.params.slim.recovery,
         1,
         bench.resampling,
-        lambda sizes: [bench.measure(strengths[size])[:count] for size in sizes],
+        lambda sizes: [bench.measure(strengths[size], crossed[size])[:count] for size in sizes],
     )
-    held_out = bench.held_out.judge(bench.measure(strengths[size])[count:], bench.resampling)
+    measured = bench.measure(strengths[size], crossed[size])
+    held_out = bench.held_out.judge(measured[count:], bench.resampling)
     return {
         "chooser": way.name,
         "blocks": size,
@@ -320,7 +327,7 @@ def curve_rows(bench: Bench) -> list[dict[str, Any]]:
                 "develop": float(np.mean(kept[key][:count])),
                 "held_out": float(np.mean(kept[key][count:])),
             }
-            for strengths in chosen_strengths(bench, way)[1:-1]
+            for strengths in chosen_strengths(bench, way)[0][1:-1]
             if (key := set_key(strengths)) in kept
         ]
     return rows

@@ -212,18 +212,21 @@ def train_subject(subject: Subject, out: Path) -> Path:
     captioned = {"captions": sources["images"], "validation_captions": sources["validation"]}
     caption(
         params.caption,
-        params.model,
+        params.model.text_tokens,
         weights=weights,
         images=folder / "prepare",
         **captioned,
         captioner=ROOT / "data" / "nano-flux" / "captioner",
         out=folder / "caption",
     )
+    sampling = params.sampling
     encode(
         params.encode,
         params.model,
-        params.prompts,
-        params.sampling,
+        params.prompts.without_trigger,
+        sampling.steps,
+        sampling.guidance,
+        sampling.batch,
         weights=weights,
         images=folder / "prepare",
         captions=folder / "caption" / "captions.csv",

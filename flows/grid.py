@@ -1,6 +1,6 @@
 """The cells of an ablation: params.yaml with the grid's base, and one changed value at a time.
 
-One factor at a time and not the full product: the demo's grid is 9 trainings in place of 72, and
+One factor at a time and not the full product: the demo's grid is 8 trainings in place of 48, and
 a row differs from the first one in one thing that the row names.
 """
 

@@ -9,7 +9,8 @@ Params:  slim, model, sampling, prompts.
 
 The chooser puts the blocks in an order (slimming/choosers.py). The blocks kept may be given
 strengths that make up for the others (lens/interaction.py). The size is the smallest whose pictures
-of the development prompts recover enough even at the lower end of their interval. Held-out pictures
+of the development prompts recover enough even at the lower end of their interval, each prompt with
+strengths fitted to the others. Held-out pictures
 only confirm: the metrics are theirs, and a set that misses the bar there is reported, not replaced.
 """
 
@@ -34,9 +35,8 @@ from stages.families.weights import ensure_weights
 from stages.imaging.metrics import Picture
 from stages.imaging.png import encode_png
 from stages.lens.attribution import Effect, measure_effect, score_recoveries
-from stages.lens.interaction import Array, measure_interaction, refit_strengths
+from stages.lens.interaction import Array, measure_interaction
 from stages.lens.rankings import Resampling
-from stages.lens.selection import prefix_sets
 from stages.runtime.console import run_stage
 from stages.runtime.files import rounded, sha256_file, write_json
 from stages.runtime.outputs import replace_folder
@@ -46,6 +46,7 @@ from stages.sampling.probes import make_probes, probe_velocity
 from stages.sampling.prompts import name_prompts
 from stages.slimming.choosers import Choosing, Measured, order_blocks, read_scores
 from stages.slimming.exports import retraining_files
+from stages.slimming.refitting import crossed_strengths, size_strengths
 from stages.slimming.trial import Shots, Studio, Trial, Verdict, draw_references, find_size
 
 _BYTES_PER_NUMBER: Final = 4  # our files are float32
@@ -56,11 +57,13 @@ _log = logging.getLogger(__name__)
 class _Plan:
     """The chooser's order, and for each size 0, 1, 2, … the strengths [sizes, blocks].
 
-    `predicted` [sizes] is the recovery of velocities with them.
+    `crossed` [sizes, prompts, blocks] are those that judge the development prompts, `predicted`
+    [sizes] is the recovery of velocities.
     """
 
     order: tuple[int, ...]
     strengths: Array
+    crossed: Array
     predicted: Array
 
 
@@ -102,7 +105,9 @@ def slim(
             params.recovery,
             max(1, sampling.batch // len(develop)),
             resampling,
-            lambda sizes: studio.measure(choosing, [plan.strengths[size] for size in sizes]),
+            lambda sizes: studio.measure(
+                choosing, [develop.of_prompts(plan.crossed[size]) for size in sizes]
+            ),
         )
         (pictures,) = studio.draw([*held_out], [plan.strengths[size]])
     confirmed = confirming.judge(confirming.recoveries(pictures), resampling)
@@ -145,6 +150,7 @@ def _plan(
     velocity = probe_velocity(studio.generator, probes, sampling.guidance)
     effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
     products = _products(effect, params, sampling.batch)
+    by_prompt = products.reshape(len(shots.prompts), -1, *products.shape[1:]).mean(axis=1)
     way = Choosing(
         params.chooser,
         params.per_byte,
@@ -153,23 +159,21 @@ def _plan(
         params.nodes,
         sampling.batch,
     )
-    order = order_blocks(way, Measured(effect, products, scores), _sizes(source))
-    strengths = prefix_sets(order).astype(np.float64)
-    if params.refit_ridge is not None:
-        for row in strengths[1:-1]:
-            row[:] = refit_strengths(products, row > 0.0, params.refit_ridge)
+    mean = by_prompt.mean(axis=0)
+    order = order_blocks(way, Measured(effect, mean, scores), _sizes(source))
+    strengths = size_strengths(order, mean, params.refit_ridge)
     predicted = np.zeros(len(strengths))
     predicted[1:] = score_recoveries(effect, strengths[1:], sampling.batch)
-    return _Plan(order, strengths, predicted)
+    crossed = crossed_strengths(order, by_prompt, params.refit_ridge)
+    return _Plan(order, strengths, crossed, predicted)
 
 
 def _products(effect: Effect, params: SlimParams, batch: int) -> Array:
-    """Return how the blocks work on each other [blocks, blocks]; zeros where nobody asks."""
+    """Return how the blocks work on each other [probes, blocks, blocks]; 0 where nobody asks."""
     if params.chooser != "interaction" and params.refit_ridge is None:
-        return np.zeros((effect.blocks, effect.blocks))
+        return np.zeros((len(effect), effect.blocks, effect.blocks))
     measured = track(measure_interaction(effect, batch), len(effect), "slim: blocks in pairs")
-    mean: Array = np.mean([*measured], axis=0)
-    return mean
+    return np.stack([*measured])
 
 
 def _sizes(source: Adapter) -> list[int]:

@@ -44,6 +44,10 @@ class Shots:
         """Return the number of shots."""
         return len(self.prompts) * len(self.seeds)
 
+    def of_prompts(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return [shots, …] of values [prompts, …]: a prompt's seeds have the same."""
+        return np.repeat(rows, len(self.seeds), axis=0)
+
 
 @dataclass(frozen=True)
 class Studio:
@@ -55,19 +59,29 @@ class Studio:
     def draw(
         self, shots: Sequence[tuple[str, int]], strengths: Sequence[npt.ArrayLike]
     ) -> list[list[Picture]]:
-        """Return for each row of strengths [blocks] its pictures, in the order of `shots`."""
+        """Return for each of `strengths` its pictures, in the order of `shots`.
+
+        Args:
+            shots: prompts and seeds.
+            strengths: each [blocks], or [shots, blocks] where every shot has its own.
+        """
         jobs = [
             Job(prompt, seed, tuple(np.asarray(row, dtype=np.float64).tolist()))
-            for row in strengths
-            for prompt, seed in shots
+            for one in strengths
+            for (prompt, seed), row in zip(shots, _per_shot(one, len(shots)), strict=True)
         ]
         made = generate(self.generator, jobs, self.sampling)
         pictures = [pixels for _, pixels in track(made, len(jobs), "slim: pictures")]
         return [pictures[start : start + len(shots)] for start in range(0, len(jobs), len(shots))]
 
     def measure(self, trial: Trial, strengths: Sequence[npt.ArrayLike]) -> list[list[float]]:
-        """Return for each row of strengths [blocks] the recoveries of the trial's shots."""
+        """Return for each of `strengths` the recoveries of the trial's shots; see `draw`."""
         return [trial.recoveries(pictures) for pictures in self.draw([*trial.shots], strengths)]
+
+
+def _per_shot(strengths: npt.ArrayLike, shots: int) -> npt.NDArray[np.float64]:
+    row = np.asarray(strengths, dtype=np.float64)
+    return np.broadcast_to(row, (shots, row.shape[-1]))
 
 
 @dataclass(frozen=True)

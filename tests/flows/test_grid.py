@@ -41,8 +41,7 @@ def test_the_grid_of_the_project() -> None:
         {"train.learning_rate": 0.0001},
         {"train.learning_rate": 0.0004},
         {"train.targets": "attention"},
-        {"train.targets": "attention+mlp"},
-        {"train.steps": 300},
+        {"train.steps": 50},
     ]
     default = load_params(PARAMS).model_dump(mode="json")
     for cell in cells:
