@@ -14,7 +14,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
 from stages.contracts.errors import Problem, WeightsError
 from stages.contracts.params import DistanceParams
@@ -78,6 +77,9 @@ def _problems(model: DistanceParams) -> list[Problem]:
 def _load(
     metric: str, folder: Path, device: torch.device
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+    # Imported where they are needed: without models at hand evaluate starts seconds earlier.
+    from transformers import CLIPVisionModelWithProjection, Dinov2Model
+
     kind: Any = CLIPVisionModelWithProjection if metric == "clip" else Dinov2Model
     network = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     network = network.to(device).eval().requires_grad_(False)
