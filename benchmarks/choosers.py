@@ -169,8 +169,10 @@ def open_bench(name: str, out: Path) -> Iterator[Bench]:
     folder.mkdir(parents=True, exist_ok=True)
     sizes = [4 * part.parameters for part in split_by_block(source).values()]
     every = (*named.develop, *named.held_out)
-    with open_generator(BASE, source, every, params.model, params.sampling) as generator:
-        studio = Studio(generator, params.sampling)
+    # Batches are always full: one larger than what is asked for would be padded.
+    sampling = params.sampling.model_copy(update={"batch": len(develop)})
+    with open_generator(BASE, source, every, params.model, sampling) as generator:
+        studio = Studio(generator, sampling)
         trials = draw_references(studio, (develop, held_out), path)
         yield Bench(name, params, source, sizes, folder, studio, *trials)
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-from stages.lens.attribution import measure_effect, score_recoveries
+from stages.lens.attribution import Velocity, block_shares, measure_effect, score_recoveries
 from stages.lens.interaction import lost, measure_interaction, refit_strengths, removal_order
-from tests.lens.test_attribution import ADDITIVE, BLOCKS, PROBES, TOGETHER
+from tests.lens.test_attribution import ADDITIVE, BLOCKS, PROBES, TOGETHER, made_of
 
 RANDOM = np.random.default_rng(0).normal(size=(6, 4))
 PRODUCTS = RANDOM @ RANDOM.T
@@ -88,3 +89,48 @@ def test_a_stiff_ridge_keeps_them_at_one() -> None:
     moves = [np.abs(refit_strengths(PRODUCTS, kept, ridge)[kept] - 1.0).max() for ridge in (1, 1e6)]
     assert moves[0] > 0.01 > moves[1] == 0.0
     np.testing.assert_array_equal(refit_strengths(PRODUCTS, np.ones(6, dtype=bool), 1.0), 1.0)
+
+
+TWINS = made_of(lambda parts, gates: _either(gates)[:, None] * parts[:, 0])
+UNDONE = made_of(
+    lambda parts, gates: (gates[:, :1] - gates[:, 1:2]) * parts[:, 0] + gates[:, 2:] * parts[:, 2]
+)
+
+
+def _either(gates: torch.Tensor) -> torch.Tensor:
+    return 1.0 - (1.0 - gates[:, 0]) * (1.0 - gates[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("velocity", "alone", "without"), [(TOGETHER, 0.0, 0.0), (TWINS, 1.0, 1.0)]
+)
+def test_pairs_that_shares_cannot_tell_apart(
+    velocity: Velocity, alone: float, without: float
+) -> None:
+    """docs/lens.md: halves of the share and an interaction of 1/4, whether both are needed or one.
+
+    What one recovers alone, and what is left without it, tells which of the two it is.
+    """
+    effect = measure_effect(velocity, PROBES, BLOCKS, 5)
+    np.testing.assert_allclose(block_shares(effect, 2, 5).mean(axis=0), [0.5, 0.5, 0], atol=1e-5)
+    products = np.mean([*measure_interaction(effect, 6)], axis=0)
+    np.testing.assert_allclose(products[:2, :2], 0.25, atol=1e-5)
+    rows = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    np.testing.assert_allclose(score_recoveries(effect, rows, 5), [alone, without], atol=1e-5)
+
+
+def test_a_block_that_undoes_another() -> None:
+    """docs/lens.md: shares of s and -s, much alone and much without, and a negative interaction.
+
+    Both can go together at no loss.
+    """
+    effect = measure_effect(UNDONE, PROBES, BLOCKS, 5)
+    shares = block_shares(effect, 2, 5)
+    np.testing.assert_allclose(shares[:, 0], -shares[:, 1], atol=1e-5)
+    assert (np.abs(shares[:, 0]) > 0.01).any()
+    products = np.mean([*measure_interaction(effect, 6)], axis=0)
+    assert products[0, 1] == pytest.approx(-products[0, 0], rel=1e-4)
+    rows = np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    one_dropped, both_dropped = score_recoveries(effect, rows, 5)
+    assert both_dropped == pytest.approx(1.0)
+    assert one_dropped < 0.9
