@@ -3,8 +3,8 @@
 Reads:   the adapter (--adapter), the base model's manifest (--weights); of the base weights only
          the matrices that the adapter changes, one at a time.
 Writes:  blocks/<block>.safetensors, index.csv (SPLIT_INDEX; blocks that are not present have no
-         row), metrics.json, and apart/: text-encoders.safetensors if the adapter has weights for
-         text encoders, which belong to no block; nothing otherwise.
+         row), metrics.json, and apart/: index.csv (APART) of the weights for text encoders, which
+         belong to no block, and text-encoders.safetensors if there are any.
 Params:  none of its own: dvc.yaml fills --adapter from split.adapter.
 
 Also, without base weights: `python -m stages.split inspect FILE` shows what is in a LoRA file,
@@ -28,7 +28,7 @@ from stages.adapters.module import Adapter
 from stages.adapters.norms import BlockNorm, block_norms
 from stages.adapters.partition import split_by_block
 from stages.contracts.blocks import BlockId
-from stages.contracts.tables import SPLIT_INDEX, write_table
+from stages.contracts.tables import APART, SPLIT_INDEX, write_table
 from stages.families.architecture import Architecture, read_architecture
 from stages.families.weights import ensure_weights
 from stages.runtime.console import Command, run_stage
@@ -52,6 +52,8 @@ def split(*, weights: Path, adapter: Path, out: Path) -> None:
     with replace_folder(out) as work:
         (work / "blocks").mkdir()
         (work / "apart").mkdir()
+        names = pd.DataFrame({"tensor": pd.Series(sorted(source.apart), dtype="str")})
+        write_table(APART, names, work / "apart" / "index.csv")
         if source.apart:
             write_apart(work / "apart" / "text-encoders.safetensors", source)
         for block, part in parts.items():

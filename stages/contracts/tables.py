@@ -272,6 +272,13 @@ DIAGNOSIS: Final = _table(
     },
 )
 
+APART: Final = _table(
+    "split/apart/index.csv",
+    ("tensor",),
+    # The tensors of text encoders, which belong to no block; no row where there are none.
+    {"tensor": _text(r".+")},
+)
+
 SPLIT_INDEX: Final = _table(
     "split/index.csv",
     ("block",),
