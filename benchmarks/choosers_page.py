@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import pandas as pd
 
+BY_HAND: Final = "isolate-mse"
+"""The chooser that is what people do: the one that the default is compared with."""
 _INTRODUCTION: Final = """\
 # Choosing the blocks of a slim file
 
@@ -49,7 +51,10 @@ def _verdict(tables: dict[str, dict[str, Any]]) -> str:
     """Return the default chooser against isolate-mse, one line per LoRA."""
     rows = []
     for name, found in tables.items():
-        default, hand = found["rows"][0], found["rows"][1]
+        by_name = {row["chooser"]: row for row in found["rows"]}
+        default, hand = found["rows"][0], by_name.get(BY_HAND)
+        if hand is None:  # a run that was stopped before
+            continue
         rows.append(
             {
                 "LoRA": name,
