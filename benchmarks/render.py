@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -208,7 +207,10 @@ def own_peak(task: Task, variants: Sequence[Variant], which: str) -> int:
     """Return the peak memory, in MiB, of this process after it has drawn `variants`."""
     with ExitStack() as stack, tempfile.TemporaryDirectory() as temporary:
         OPENERS[which](task, stack)(variants, Path(temporary))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // MEBIBYTE_KB
+    # Not getrusage's: that begins with the memory of the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) // MEBIBYTE_KB
 
 
 def report(rounds: Sequence[Round], peaks: Mapping[str, int], threads: int) -> str:

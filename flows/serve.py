@@ -51,7 +51,7 @@ DEAD_AFTER_S: Final = 300
 START_LIMIT_S: Final = 600.0
 STOP_GRACE_S: Final = 60.0
 _LEASES: Final = "prefect.server.concurrency.lease_storage.filesystem"
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("flows.serve")  # run as a program, __name__ is another
 
 
 class ServeError(BlocklensError, RuntimeError):
