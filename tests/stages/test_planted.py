@@ -103,7 +103,15 @@ def planted_lens(
     paths = {"weights": weights_manifest, "adapter": adapter}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BLOCKLENS_STATE", str(folder / "state"))
-        params = RenderParams(modes=["only"])
+        params = RenderParams(
+            modes=["only"],
+            without_trigger_modes=[],
+            strengths=[],
+            groups={},
+            subsets={},
+            random_seed=None,
+            compile=False,
+        )
         render(params, MODEL, SAMPLING, PROMPTS, **paths, out=folder / "render")
     attribute(ATTRIBUTE, MODEL, SAMPLING, PROMPTS, **paths, out=folder / "attribute")
     return folder

@@ -133,10 +133,8 @@ def test_preservation_holds_the_model_to_its_answers(
     """The same steps with it leave the answers without trigger nearer to the base model's."""
     moved = {}
     for weight in (0.0, 10.0):
-        run = make_run(
-            data=with_plain_text(encoded),
-            change={"output_preservation": weight, "learning_rate": 0.01, "caption_dropout": 0.0},
-        )
+        change = {"output_preservation": weight, "learning_rate": 0.01, "caption_dropout": 0.0}
+        run = make_run(data=with_plain_text(encoded), change={**change, "steps": 30})
         batch = batch_of(run)
         plain = replace(batch, text=replace(batch.text, tokens=_tokens(2), pooled=_pooled(2)))
         base = velocity(run, plain).detach()
