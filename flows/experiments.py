@@ -8,9 +8,7 @@ was stopped keeps its state here and not in the copy, which is deleted.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +18,13 @@ from flows import processes
 from flows.environment import child_environment
 from flows.failure import failure_message
 from flows.graph import DVC, run_dvc
+from flows.repository import committer, run_git
 from flows.repro import StageFailedError
 from stages.contracts.errors import BlocklensError, Problem
 from stages.contracts.params import Params
 
 PARAMS: Final = "params.yaml"
 _FAILED: Final = re.compile(r"^ERROR: failed to reproduce '(?P<stage>[^']+)'")
-IDENTITY: Final = {
-    "GIT_AUTHOR_NAME": "blocklens",
-    "GIT_AUTHOR_EMAIL": "blocklens@localhost",
-    "GIT_COMMITTER_NAME": "blocklens",
-    "GIT_COMMITTER_EMAIL": "blocklens@localhost",
-}
-"""Who commits an experiment where git has no user: DVC refuses without one."""
 
 
 class UncommittedError(BlocklensError, RuntimeError):
@@ -65,10 +57,10 @@ def require_committed(root: Path, params: Params) -> None:
     problems = [
         Problem(path, "not in git, and an experiment runs in a copy of the commit", _add(path))
         for path in sorted(set(inputs))
-        if not _git(root, "ls-files", "--", path, f"{path}.dvc")
+        if not run_git(root, "ls-files", "--", path, f"{path}.dvc")
     ]
     tracked = ["stages", "dvc.yaml", PARAMS, *inputs]
-    status = _git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--", *tracked)
+    status = run_git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--", *tracked)
     problems += [
         Problem(entry[3:], "not as in the commit", "Commit it, or take the change back")
         for entry in status.split("\0")
@@ -84,7 +76,7 @@ def finished_experiments(root: Path, metrics_path: str) -> dict[str, Experiment]
     Left out: what still runs (or was killed, which DVC shows as running), and what lacks params
     or metrics.
     """
-    head = _git(root, "rev-parse", "HEAD").strip()
+    head = run_git(root, "rev-parse", "HEAD")
     found = {}
     for commit in json.loads(run_dvc(root, "exp", "show", "--json")):
         if commit["rev"] != head:
@@ -142,31 +134,8 @@ def _environment(root: Path) -> dict[str, str]:
     environment = child_environment()
     state = environment.get("BLOCKLENS_STATE", ".blocklens")
     environment["BLOCKLENS_STATE"] = str((root / state).absolute())
-    named = subprocess.run(
-        ["git", "var", "GIT_COMMITTER_IDENT"],
-        cwd=root,
-        env={**environment, "GIT_CONFIG_COUNT": "1", **_STRICTIDENTITY},
-        capture_output=True,
-        check=False,
-    )
-    return environment if named.returncode == 0 else {**IDENTITY, **environment}
-
-
-_STRICTIDENTITY: Final = {
-    "GIT_CONFIG_KEY_0": "user.useConfigOnly",
-    "GIT_CONFIG_VALUE_0": "true",
-}
-"""Git would make up a name from the account and the host; DVC does not."""
+    return {**environment, **committer(root, environment)}
 
 
 def _add(path: str) -> str:
     return f"git add {path} (or dvc add) and commit, or give its absolute path"
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=root, env=dict(os.environ), capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        raise UncommittedError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class ServerError(BlocklensError, RuntimeError):
-    """Prefect's temporary server did not start."""
+    """A Prefect server of ours did not start."""
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def _start(log_path: Path) -> tuple[subprocess.Popen[str], str]:
         )
     _log.info("starting a temporary Prefect server at %s", url)
     try:
-        _wait_until_healthy(server, url, log_path)
+        wait_until_healthy(server, url, log_path)
     except BaseException:
         processes.stop(server, STOP_GRACE_S)
         raise
@@ -101,7 +101,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_healthy(server: subprocess.Popen[str], url: str, log_path: Path) -> None:
+def wait_until_healthy(server: subprocess.Popen[str], url: str, log_path: Path) -> None:
+    """Return once a Prefect server answers at `url`.
+
+    Raises:
+        ServerError: it ended, or did not answer in time; with the end of its log.
+    """
     limit_s = _startup_limit_s()
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -128,7 +133,7 @@ def _answers(url: str) -> bool:
 def _failure(what: str, log_path: Path) -> str:
     end = log_path.read_text(encoding="utf-8", errors="replace")[-SHOWN_BYTES:].strip()
     return (
-        f"Prefect's temporary server {what}. `dvc repro` runs the same stages without Prefect; "
+        f"Prefect's server {what}. `dvc repro` runs the same stages without Prefect; "
         "for Prefect, install the versions in requirements.lock (a newer FastAPI breaks it), or "
         f"name a running server in PREFECT_API_URL. The end of {log_path}:\n{end}"
     )

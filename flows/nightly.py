@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,18 +25,14 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.experiments import IDENTITY
 from flows.graph import run_dvc
 from flows.local_server import prefect_api
 from flows.pipeline import pipeline
+from flows.repository import committer, run_git
 from stages.contracts.errors import BlocklensError
 
 BRANCH: Final = "nightly"
 _RESULTS: Final = ("dvc.lock", "params.yaml", "data")
-
-
-class CommitError(BlocklensError, RuntimeError):
-    """The results cannot be committed to their branch."""
 
 
 @flow(name="nightly", persist_result=False)
@@ -54,8 +49,8 @@ def nightly(branch: str = BRANCH) -> State[Any]:
         if shared:
             run_dvc(root, "push", "--quiet", "--run-cache")
         commit = commit_results(root, branch, state.message or "")
-        if commit and _git(root, "remote"):
-            _git(root, "push", "--quiet", "--force", "origin", f"refs/heads/{branch}")
+        if commit and run_git(root, "remote"):
+            run_git(root, "push", "--quiet", "--force", "origin", f"refs/heads/{branch}")
     except BlocklensError as error:
         return Failed(message=str(error))
     said = f"{commit[:12]} on {branch}" if commit else "nothing to commit"
@@ -69,19 +64,20 @@ def commit_results(root: Path, branch: str, summary: str) -> str | None:
     index is touched.
 
     Raises:
-        CommitError: git refuses, as it does where `branch` is checked out somewhere.
+        GitError: git refuses, as it does where `branch` is checked out somewhere.
     """
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        _git(root, "read-tree", "HEAD", **index)
+        run_git(root, "read-tree", "HEAD", environment=index)
         results = [path for path in _RESULTS if (root / path).exists()]
-        _git(root, "add", "--all", "--", *results, **index)
-        tree = _git(root, "write-tree", **index)
-    if tree == _git(root, "rev-parse", "HEAD^{tree}"):
+        run_git(root, "add", "--all", "--", *results, environment=index)
+        tree = run_git(root, "write-tree", environment=index)
+    if tree == run_git(root, "rev-parse", "HEAD^{tree}"):
         return None
     message = f"Results of a run: {summary}"
-    commit = _git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, **_identity(root))
-    _git(root, "branch", "--force", branch, commit)
+    who = committer(root, os.environ)
+    commit = run_git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, environment=who)
+    run_git(root, "branch", "--force", branch, commit)
     return commit
 
 
@@ -98,25 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     if not state.is_completed():
         sys.exit(state.message)
-
-
-def _identity(root: Path) -> dict[str, str]:
-    named = subprocess.run(["git", "config", "user.email"], cwd=root, capture_output=True)
-    return {} if named.returncode == 0 else IDENTITY
-
-
-def _git(root: Path, *arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments],
-        cwd=root,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise CommitError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,6 +36,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import processes
+from flows.local_server import wait_until_healthy
 from flows.worker_clone import update_clone
 from stages.contracts.errors import BlocklensError
 
@@ -48,7 +47,6 @@ CLONE: Final = Path(".blocklens/worker")
 ZOMBIES: Final = "Runs without a heartbeat are crashed"
 HEARTBEAT_S: Final = 60
 DEAD_AFTER_S: Final = 300
-START_LIMIT_S: Final = 600.0
 STOP_GRACE_S: Final = 60.0
 _LEASES: Final = "prefect.server.concurrency.lease_storage.filesystem"
 _log = logging.getLogger("flows.serve")  # run as a program, __name__ is another
@@ -79,8 +77,9 @@ def serve(source: Path, clone: Path, port: int) -> None:
     """Start server and worker, register the deployments, and wait until one of the two ends.
 
     Raises:
-        ServeError: the port is taken, or server, registration or worker fail.
-        CloneError: the worker's clone cannot be made.
+        ServeError: the port is taken, or registration, server or worker fail.
+        ServerError: the server does not start.
+        CloneError: the worker's clone would be in a place that holds something else.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after both were stopped.
     """
     _require_free(port)
@@ -89,7 +88,7 @@ def serve(source: Path, clone: Path, port: int) -> None:
     logs = Path(environment["PREFECT_HOME"])
     prefect = [sys.executable, "-m", "prefect"]
     with _running([*prefect, "server", "start"], environment, logs / "server.log") as server:
-        _wait_until_healthy(server, environment["PREFECT_API_URL"], logs / "server.log")
+        wait_until_healthy(server, environment["PREFECT_API_URL"], logs / "server.log")
         _register(prefect, environment, source)
         worker = [*prefect, "worker", "start", "--pool", POOL, "--limit", "1"]
         with _running(worker, environment, logs / "worker.log") as working:
@@ -169,11 +168,9 @@ def _register(prefect: Sequence[str], environment: Mapping[str, str], source: Pa
 
 async def _register_automation() -> None:
     try:
-        found = await Automation.aread(name=ZOMBIES)
+        await Automation.aread(name=ZOMBIES)
     except (ValueError, ObjectNotFound):
         await crash_zombies().acreate()
-    else:
-        assert found.id is not None
 
 
 def _wait(server: subprocess.Popen[str], worker: subprocess.Popen[str], logs: Path) -> None:
@@ -197,20 +194,6 @@ def _running(
         yield process
     finally:
         processes.stop(process, STOP_GRACE_S)
-
-
-def _wait_until_healthy(server: subprocess.Popen[str], url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise ServeError(_ended("server", server, log))
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
-                if response.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    raise ServeError(f"Prefect's server did not answer within {START_LIMIT_S:g} s; see {log}")
 
 
 def _ended(name: str, process: subprocess.Popen[str], log: Path) -> str:

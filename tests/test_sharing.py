@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tests.repositories import git
 from tests.small_run import reproduce, run, stages_run
 
 pytestmark = pytest.mark.slow
@@ -24,13 +24,6 @@ def dvc(folder: Path, *arguments: str) -> str:
     done = run(folder, "dvc", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """Return what git printed; its failure is a failure of the test."""
-    author = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
-    command = ["git", *author, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def outputs(folder: Path) -> dict[str, bytes]:

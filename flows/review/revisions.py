@@ -9,7 +9,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ from typing import Any, Final
 import pandas as pd
 
 from flows.graph import GraphError, run_dvc
+from flows.repository import GitError, read_blob, run_git
 from stages.contracts.errors import BlocklensError
 
 SHARES: Final = "data/attribute/shares.csv"
@@ -44,13 +44,13 @@ def require_revision(root: Path, revision: str) -> str:
     Raises:
         RevisionError: git has no such commit, which in CI mostly means a shallow clone.
     """
-    done = _git(root, "rev-parse", "--verify", "--quiet", "--short", f"{revision}^{{commit}}")
-    if done.returncode != 0:
+    try:
+        return run_git(root, "rev-parse", "--verify", "--short", f"{revision}^{{commit}}")
+    except GitError as error:
         raise RevisionError(
             f"git knows no commit {revision!r}: name a branch, tag or hash that is here (in CI: "
             "check out with fetch-depth 0)"
-        )
-    return done.stdout.decode().strip()
+        ) from error
 
 
 def param_changes(root: Path, base: str, head: str | None) -> list[Change]:
@@ -80,8 +80,7 @@ def read_file(root: Path, revision: str | None, path: str) -> bytes | None:
     """Return the bytes of a file in git, or in the working tree; None where it is not."""
     if revision is None:
         return (root / path).read_bytes() if (root / path).is_file() else None
-    done = _git(root, "show", f"{revision}:{path}")
-    return done.stdout if done.returncode == 0 else None
+    return read_blob(root, revision, path)
 
 
 def fetch_output(root: Path, revision: str | None, path: str, target: Path) -> bool:
@@ -115,7 +114,3 @@ def _diff(
 
 def _changes(values: dict[str, dict[str, Any]]) -> list[Change]:
     return [Change(name, each["old"], each["new"]) for name, each in sorted(values.items())]
-
-
-def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)

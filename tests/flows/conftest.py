@@ -21,6 +21,7 @@ if "PREFECT_HOME" not in os.environ:  # before prefect is imported, which reads 
 
 import flows.environment
 from flows.graph import DVC
+from tests.repositories import git
 
 # isort: split
 from prefect.testing.utilities import prefect_test_harness
@@ -92,9 +93,8 @@ def finished_template(template: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("finished") / "project"
     shutil.copytree(template, folder)
     run_dvc(folder, "repro", "--quiet")
-    author = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
-    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
-    subprocess.run(["git", *author, "commit", "--quiet", "-m", "toy"], cwd=folder, check=True)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "toy")
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,13 @@ from flows.experiments import (
     require_committed,
     run_experiment,
 )
+from flows.repository import GitError
 from flows.repro import StageFailedError
 from stages.contracts.params import Params, load_params
+from tests.repositories import git
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 FAIL = "echo 'alpha: cannot go on' >&2; exit 1\n"
-
-
-def git(project: Path, *arguments: str) -> str:
-    """Return what git printed; its failure is a failure of the test."""
-    author = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
-    command = ["git", *author, *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture
@@ -123,5 +117,5 @@ def test_inputs_must_be_those_of_the_commit(finished_project: Path) -> None:
 
 def test_no_commit_is_no_place_for_experiments(tmp_path: Path) -> None:
     """Someone who unpacked an archive hears it from git."""
-    with pytest.raises(UncommittedError, match=r"git ls-files .*not a git repository"):
+    with pytest.raises(GitError, match=r"git ls-files .*not a git repository"):
         require_committed(tmp_path, params_with("weights", "pictures"))

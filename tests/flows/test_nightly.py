@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import State
 
-from flows.nightly import CommitError, commit_results, nightly
+from flows.nightly import commit_results, nightly
+from flows.repository import GitError
 from flows.worker_clone import update_clone
 from tests.flows.conftest import run_dvc
-from tests.flows.test_worker_clone import git
+from tests.repositories import git
 
 
 def run_nightly(root: Path, branch: str = "nightly") -> State[Any]:
@@ -72,5 +73,5 @@ def test_results_are_committed_beside_the_working_tree(finished_project: Path) -
     assert git(finished_project, "show", "results:dvc.lock").endswith("# changed")
     assert git(finished_project, "status", "--porcelain") == status
     current = git(finished_project, "branch", "--show-current")
-    with pytest.raises(CommitError, match=current):
+    with pytest.raises(GitError, match=current):
         commit_results(finished_project, current, "1 Ran")

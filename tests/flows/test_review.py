@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from stages.contracts.errors import ParamsError
 from stages.contracts.metrics import BETTER
 from stages.contracts.params import load_params
 from tests.flows.conftest import run_dvc
+from tests.repositories import git
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = """\
@@ -124,13 +124,6 @@ Kendall τ-b of the two rankings over 3 blocks: -1.00.
 
 [report](https://example.org/report)
 """
-
-
-def git(project: Path, *arguments: str) -> str:
-    """Return what git printed; its failure is a failure of the test."""
-    author = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
-    command = ["git", *author, *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
 
 
 def commit(project: Path, tag: str, rank: int) -> None:

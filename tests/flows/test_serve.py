@@ -19,7 +19,7 @@ import yaml
 
 from flows.serve import ServeError, crash_zombies, serve
 from tests.flows.conftest import descendants, is_alive, run_dvc
-from tests.flows.test_worker_clone import git
+from tests.repositories import git
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 300.0

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from flows.repository import GitError
 from flows.repro import CheckoutInUseError, exclusive_run
 from flows.worker_clone import CloneError, update_clone
 from tests.flows.conftest import run_dvc
-
-
-def git(project: Path, *arguments: str) -> str:
-    """Return what git printed; its failure is a failure of the test."""
-    author = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
-    command = ["git", *author, *arguments]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+from tests.repositories import git
 
 
 def test_a_clone_has_the_commit_and_the_cache(finished_project: Path, tmp_path: Path) -> None:
@@ -62,7 +55,7 @@ def test_a_folder_that_is_something_else_is_refused(finished_project: Path, tmp_
     update_clone(str(finished_project), str(clone))
     with pytest.raises(CloneError, match="is a clone of"):
         update_clone(str(tmp_path), str(clone))
-    with pytest.raises(CloneError, match="rev-parse nowhere"):
+    with pytest.raises(GitError, match="rev-parse nowhere"):
         update_clone(str(finished_project), str(clone), "nowhere")
 
 
