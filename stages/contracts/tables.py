@@ -483,6 +483,21 @@ SLIM_STRENGTHS: Final = _table(
     },
 )
 
+SLIM_RANKS: Final = _table(
+    "slim/ranks.csv",
+    ("blocks", "rank"),
+    {
+        # The slim file, and the whole adapter, at each of slim.ranks. Recoveries are of held-out
+        # pictures. Without rows where none is asked for.
+        "blocks": _count(1),
+        "rank": _count(1),
+        "bytes": _count(0),
+        "weight_error": _real(0.0, 1.0),
+        "recovery": _real(None, 1.0),
+        "recovery_low": _real(None, 1.0),
+    },
+)
+
 
 def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of a MANIFEST that later stages work with: those that were not skipped."""

@@ -154,6 +154,10 @@ class SlimParams(Section):
         description="Lets the kept blocks make up for the others by strengths of their own; the"
         " larger, the closer to 1. null: all stay at 1."
     )
+    ranks: list[Positive] = Field(
+        description="Smaller ranks that the slim file and the whole one are also tried at; each"
+        " gives a file of its own beside the slim one."
+    )
     candidates: Positive = Field(
         description="Blocks that the greedy chooser tries at each step, best shares first."
     )
@@ -166,6 +170,11 @@ class SlimParams(Section):
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
     resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
     seed: Seed = Field(description="Seed of the bootstrap.")
+
+    @rule
+    def _ranks_are_named_once(self) -> None:
+        if len(set(self.ranks)) < len(self.ranks):
+            raise ValueError(f"ranks names one twice: {self.ranks}")
 
     @rule
     def _settings_of_choosers_have_an_effect(self) -> None:
