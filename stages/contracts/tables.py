@@ -343,7 +343,7 @@ PROBES: Final = _table(
     {
         # One row per noised picture. effect: |v(full) - v(none)| / |v(none)|; completeness_error:
         # how far the shares there are from adding up to 1.
-        "prompt": _text(r"develop-\d+"),
+        "prompt": _text(r"(?:develop|attribute)-\d+"),
         "seed": _count(0),
         "sigma": _real(0.0, 1.0),
         "effect": _real(0.0),

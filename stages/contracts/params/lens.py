@@ -95,6 +95,13 @@ class AttributeParams(Section):
     nodes: Annotated[int, Field(ge=1, le=64)] = Field(
         description="Gauss-Legendre nodes on the way from no LoRA to the full one."
     )
+    prompts: list[Text] = Field(
+        description="More prompts with the trigger, beside prompts.develop. Shares need no picture"
+        " per block, and prompts are what makes their ranking stable."
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="Noise seeds of the pictures that are noised, for each prompt."
+    )
     sigmas: Annotated[list[Sigma], Field(min_length=1)] = Field(
         description="Noise levels at which the velocity is compared."
     )
