@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
@@ -53,6 +54,8 @@ def apply_overrides(root: Path, overrides: Mapping[str, Any]) -> None:
         before = document[section][key]
         if isinstance(before, list) and isinstance(value, list):
             before[:] = value  # in place, so that a list in one line stays in one
+        elif isinstance(before, dict) and isinstance(value, dict):
+            _update(before, value)
         else:
             document[section][key] = value
     buffer = io.StringIO()
@@ -71,6 +74,18 @@ def apply_overrides(root: Path, overrides: Mapping[str, Any]) -> None:
                 "params.yaml is not valid with the run's overrides", problems
             ) from error
         changed.replace(path)
+
+
+def _update(before: dict[str, Any], after: Mapping[str, Any]) -> None:
+    """Make two mappings equal; entries that stay as they are keep their lines and comments."""
+    for name in before.keys() - after.keys():
+        del before[name]
+    for name, value in after.items():
+        if name in before and before[name] == value:
+            continue
+        before[name] = CommentedMap(value) if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            before[name].fa.set_flow_style()
 
 
 def _unknown(name: str, known: list[str]) -> Problem:

@@ -65,7 +65,9 @@ def _problems(parts: Sequence[Part], shared: set[str]) -> list[Problem]:
     problems = []
     shapes: dict[str, tuple[int, int]] = {}
     for part in parts:
-        changes = {name: part.adapter.modules[name] for name in shared & part.adapter.modules.keys()}
+        changes = {
+            name: part.adapter.modules[name] for name in shared & part.adapter.modules.keys()
+        }
         odd = [name for name, change in changes.items() if not isinstance(change, LoraPair)]
         if odd:
             what = f"is LoKr or DoRA where other LoRAs have something, too: {list_names(odd)}"
@@ -80,7 +82,7 @@ def _problems(parts: Sequence[Part], shared: set[str]) -> list[Problem]:
 
 
 def _side_by_side(changes: Sequence[Change]) -> LoraPair:
-    """Return the sum as a plain LoRA: a fused LoHa layer may be shared in one of its three parts."""
+    """Return the sum as a plain LoRA, LoHa too: of a fused layer maybe one part is shared."""
     pairs = [change for change in changes if isinstance(change, LoraPair)]
     down = torch.cat([pair.down for pair in pairs])
     up = torch.cat([pair.scale * pair.up for pair in pairs], dim=1)

@@ -34,9 +34,7 @@ def other(shapes: dict[str, tuple[int, int]]) -> Adapter:
     )
 
 
-def test_delta_w_is_the_weighted_sum(
-    full_adapter: Adapter, other: Adapter, tmp_path: Path
-) -> None:
+def test_delta_w_is_the_weighted_sum(full_adapter: Adapter, other: Adapter, tmp_path: Path) -> None:
     """To float32 rounding, from the file as well; the rank is that of both together."""
     one = stack([Part("a", full_adapter, 0.6), Part("b", other, 0.4)])
     write_adapter(tmp_path / "one.safetensors", one)
@@ -89,5 +87,7 @@ def test_what_is_no_sum_is_refused(full_adapter: Adapter, other: Adapter) -> Non
     said = str(caught.value)
     assert f"odd.safetensors: is LoKr or DoRA where other LoRAs have something, too: {name}" in said
     assert f"wrong.safetensors: layers of another size than in the LoRAs before it: {wide}" in said
-    alone = replace(other, modules={key: other.modules[key] for key in other.modules if key != name})
+    alone = replace(
+        other, modules={key: other.modules[key] for key in other.modules if key != name}
+    )
     assert stack([Part("odd", odd, 1.0), Part("b", alone, 0.4)]).modules[name] is dora

@@ -1,0 +1,46 @@
+"""The page on this machine alone: a loopback address, and no other name in a request."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+# Gradio reads both while it is imported: no calls home, and pictures beside our other state.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(".blocklens/mixer").absolute()))
+
+# isort: split
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from mixer.page import CSS
+
+HOSTS: Final = ("127.0.0.1", "localhost")
+"""Where the page may be; a request that names another host, as a foreign page's would, gets 400."""
+
+
+def launch(page: gr.Blocks, host: str, port: int) -> str:
+    """Start to serve the page and return its address; `page.close()` ends it.
+
+    Raises:
+        ValueError: `host` is not this machine's own.
+        OSError: the port is taken.
+    """
+    if host not in HOSTS:
+        raise ValueError(f"{host} is not this machine alone: expected {' or '.join(HOSTS)}")
+    local = ["system-ui", "sans-serif"]  # the default theme asks Google for its letters
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        share=False,
+        ssr_mode=False,
+        quiet=True,
+        footer_links=[],
+        css=CSS,
+        theme=gr.themes.Base(font=local, font_mono=["ui-monospace", "monospace"]),
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[*HOSTS])]},
+    )
+    return str(address)

@@ -1,0 +1,58 @@
+"""A project with the tiny model, a LoRA that does something, and what the lens found of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from diffusers import FluxTransformer2DModel
+
+from flows.overrides import apply_overrides
+from mixer.__main__ import open_bench
+from mixer.page import Bench
+from stages.adapters.compatibility import linear_shapes
+from stages.adapters.files import write_adapter
+from stages.contracts.tables import SHARES, SLIM_STRENGTHS, write_table
+from tests.sampling.planting import (
+    plant_adapter,
+    same_strength,
+    tiny_architecture,
+    write_tiny_folder,
+)
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = [str(block) for block in tiny_architecture().blocks]
+RECOMMENDED = [0.0, 1.2, 0.0, 1.0, 0.75]
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_flux: FluxTransformer2DModel, nano_flux: Path) -> Path:
+    """A folder with params.yaml and what fetch, train, attribute and slim wrote, in small."""
+    root = tmp_path / "project"
+    for stage in ("fetch", "train", "attribute", "slim"):
+        (root / "data" / stage).mkdir(parents=True)
+    shutil.copy(ROOT / "params.yaml", root)
+    apply_overrides(root, {"sampling.size_px": 64, "sampling.steps": 2})
+    manifest = write_tiny_folder(root, tiny_flux, nano_flux)
+    manifest.rename(root / "data/fetch/manifest.json")
+    architecture = tiny_architecture()
+    strengths = same_strength(architecture.blocks, 0.5)
+    adapter = plant_adapter(architecture, linear_shapes(tiny_flux), strengths)
+    write_adapter(root / "data/train/adapter.safetensors", adapter)
+    shares = pd.DataFrame({"block": BLOCKS, "share": [0.3, 0.25, 0.2, 0.15, 0.1]})
+    shares = shares.assign(low=0.0, high=0.5, prior=0.2, plain_share=0.2)
+    write_table(SHARES, shares, root / "data/attribute/shares.csv")
+    kept = pd.DataFrame({"block": BLOCKS, "strength": RECOMMENDED})
+    write_table(SLIM_STRENGTHS, kept, root / "data/slim/strengths.csv")
+    return root
+
+
+@pytest.fixture
+def bench(project: Path) -> Iterator[Bench]:
+    """The project's mixer, loaded."""
+    with ThreadPoolExecutor(1) as executor:
+        yield open_bench(project, [], project / "mixes", executor)

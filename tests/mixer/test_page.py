@@ -1,0 +1,81 @@
+"""The page in a real browser, on the tiny model."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from mixer.page import Bench, build_page
+from mixer.server import launch
+from stages.adapters.files import read_adapter
+from stages.contracts.params import load_params
+from tests.browser import keep_screenshot, open_page, require_chromium
+
+WAIT_MS = 30_000
+
+
+@pytest.fixture
+def address(bench: Bench) -> Iterator[str]:
+    """The address of the bench's page."""
+    page = build_page(bench)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    yield launch(page, "127.0.0.1", port)
+    page.close(verbose=False)
+
+
+def source(page: Page, name: str) -> str:
+    """Return what a picture on the page is loaded from: a name made of its content."""
+    found = page.locator(f"#{name} img").first.get_attribute("src")
+    assert found
+    return found
+
+
+def test_a_click_is_a_picture_and_a_mix_becomes_a_file(
+    bench: Bench, project: Path, address: str, tmp_path: Path
+) -> None:
+    """Open, switch a block off, take a preset, save, add to params; the console stays silent."""
+    require_chromium()
+    complaints: list[str] = []
+    with open_page(address, complaints) as page:
+        numbers = page.locator("#numbers")
+        expect(numbers).to_contain_text("5 of 5", timeout=WAIT_MS)
+        expect(numbers).to_contain_text("100.0%")
+        first = {name: source(page, name) for name in ("none", "mix", "full", "map-full")}
+        page.get_by_label("double.0", exact=True).first.uncheck()
+        expect(numbers).to_contain_text("4 of 5", timeout=WAIT_MS)
+        expect(numbers).to_contain_text("70.0%")
+        assert source(page, "none") == first["none"]
+        assert source(page, "full") == first["full"]
+        assert source(page, "mix") != first["mix"]
+        assert source(page, "map-full") != first["map-full"]
+        page.locator("#preset-recommended").click()
+        expect(numbers).to_contain_text("3 of 5", timeout=WAIT_MS)
+        expect(page.locator("#tries img")).to_have_count(3)
+        keep_screenshot(page, tmp_path, "mixer.png")
+        page.get_by_label("Name of this mix").fill("faces")
+        page.locator("#save").click()
+        expect(page.locator("#said")).to_contain_text("faces.safetensors", timeout=WAIT_MS)
+        page.locator("#add").click()
+        expect(page.locator("#said")).to_contain_text("render.subsets", timeout=WAIT_MS)
+        page.locator("#tries img").last.click()
+        expect(numbers).to_contain_text("5 of 5", timeout=WAIT_MS)
+        page.locator("#save").click()
+        expect(page.get_by_text("there is such a file")).to_be_visible(timeout=WAIT_MS)
+    assert complaints == []
+    saved = read_adapter(project / "mixes/faces.safetensors")
+    assert [str(block) for block in saved.blocks] == ["double.1", "single.1", "single.2"]
+    assert "faces" in load_params(project / "params.yaml").render.subsets
+
+
+def test_only_this_machine_is_served(address: str, bench: Bench) -> None:
+    """Not by another address, and not under a name that a foreign page could point here."""
+    assert httpx.get(address).status_code == 200
+    assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 400
+    with pytest.raises(ValueError, match=r"0\.0\.0\.0 is not this machine alone"):
+        launch(build_page(bench), "0.0.0.0", 7860)

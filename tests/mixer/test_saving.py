@@ -1,0 +1,87 @@
+"""What becomes of a mix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixer.page import Bench
+from mixer.saving import add_subset, save_lora
+from stages.adapters.container import read_container
+from stages.adapters.files import read_adapter
+from stages.contracts.blocks import BlockId
+from stages.contracts.errors import AdapterError, ParamsError
+from stages.contracts.params import load_params
+from stages.families.architecture import block_of
+from stages.runtime.files import sha256_file
+
+
+def test_the_file_holds_the_mix(bench: Bench, project: Path) -> None:
+    """Blocks that are on at their strengths, and where they come from; never over another file."""
+    strengths = bench.presets["recommended"]
+    path = save_lora(bench.mixer.parts, bench.files, strengths, project / "mixes", "faces")
+    assert path == project / "mixes/faces.safetensors"
+    saved, source = read_adapter(path), read_adapter(bench.files[0])
+    assert {str(block) for block in saved.blocks} == {"double.1", "single.1", "single.2"}
+    for name, pair in saved.modules.items():
+        wanted = strengths[block_of(name)] * source.modules[name].delta()
+        torch.testing.assert_close(pair.delta(), wanted)
+    metadata = read_container(path).metadata
+    assert metadata["blocklens.source_sha256"] == sha256_file(bench.files[0])
+    assert metadata["blocklens.source_strengths"] == "1"
+    assert metadata["blocklens.blocks"] == "double.1,single.1,single.2"
+    assert metadata["blocklens.strengths"] == "1.2,1,0.75"
+    before = path.read_bytes()
+    with pytest.raises(AdapterError, match=r"faces\.safetensors: there is such a file"):
+        save_lora(bench.mixer.parts, bench.files, strengths, project / "mixes", "faces")
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["faces.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["", "../faces", "Faces", "a/b", "a" * 41])
+def test_a_name_cannot_lead_elsewhere(bench: Bench, project: Path, name: str) -> None:
+    """It comes from a web page, and becomes a file's name and a key of params.yaml."""
+    whole = bench.presets["all"]
+    with pytest.raises(AdapterError, match="is no name for a mix"):
+        save_lora(bench.mixer.parts, bench.files, whole, project / "mixes", name)
+    with pytest.raises(ParamsError, match="is no name for a mix"):
+        add_subset(project, name, whole, bench.blocks)
+    assert not (project / "mixes").exists()
+
+
+def test_a_mix_of_nothing_is_no_file(bench: Bench, project: Path) -> None:
+    """Neither blocks nor LoRAs that are all off make one."""
+    bench.mixer.restack([0.0])
+    for strengths in (bench.presets["none"], bench.presets["all"]):
+        with pytest.raises(AdapterError, match="no block is on"):
+            save_lora(bench.mixer.parts, bench.files, strengths, project / "mixes", "nothing")
+
+
+def test_a_subset_is_one_line_of_params(bench: Bench, project: Path) -> None:
+    """The rest of the file stays, comments too; render reads the same strengths from it."""
+    before = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
+    said = add_subset(project, "faces", bench.presets["recommended"], bench.blocks)
+    assert said == "faces: {double.1: 1.2, single.1: 1, single.2: 0.75}"
+    after = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
+    line = "    faces: {double.1: 1.2, single.1: 1.0, single.2: 0.75}"
+    assert after.count(line) == 1
+    after.remove(line)
+    assert after == before
+    subsets = load_params(project / "params.yaml").render.subsets
+    assert subsets["faces"] == {"double.1": 1.2, "single.1": 1.0, "single.2": 0.75}
+    assert "soft-single" in subsets
+
+
+def test_what_params_cannot_say_is_refused(bench: Bench, project: Path) -> None:
+    """The file is as it was: a name that is taken, nothing on, a strength beyond the range."""
+    before = (project / "params.yaml").read_bytes()
+    with pytest.raises(ParamsError, match=r"render\.subsets\.soft-single: there is such a subset"):
+        add_subset(project, "soft-single", bench.presets["all"], bench.blocks)
+    with pytest.raises(ParamsError, match="no block is on"):
+        add_subset(project, "nothing", bench.presets["none"], bench.blocks)
+    strong = {**bench.presets["all"], BlockId.parse("double.0"): 1.75}
+    with pytest.raises(ParamsError, match=r"less than or equal to 1\.5"):
+        add_subset(project, "strong", strong, bench.blocks)
+    assert (project / "params.yaml").read_bytes() == before
