@@ -10,7 +10,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: run flow serve ablation test lint types unit clean
+.PHONY: run flow serve mixer ablation test lint types unit clean
 
 # DVC deletes a stage's outputs before the stage can refuse its input: bring the last good ones back.
 run: $(INSTALLED)
@@ -25,6 +25,10 @@ flow: $(INSTALLED)
 serve: $(INSTALLED)
 	python -m flows.serve
 
+# Blocks on and off by hand, on a page of this machine, until Ctrl-C: docs/mixer.md.
+mixer: $(INSTALLED)
+	python -m mixer $(MIXER)
+
 # One training per value of flows/ablation.yaml, and their table in docs/ablation.md.
 ablation: $(INSTALLED)
 	python -m flows.ablation
@@ -37,15 +41,16 @@ lint: $(INSTALLED)
 	dvc dag --dot > /dev/null
 
 types: $(INSTALLED)
-	mypy flows stages benchmarks
+	mypy flows mixer stages benchmarks
 
 unit: $(INSTALLED)
 	pytest -m "not gpu" $(PYTEST)
 
 # torch's CPU build where pip offers one under that version; every other pin is exact.
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock requirements-mixer.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-mixer.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(INSTALLED)
 

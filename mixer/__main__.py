@@ -18,9 +18,10 @@ from pathlib import Path
 from mixer.server import HOSTS, launch  # before any other import of gradio
 
 # isort: split
+from mixer.actions import Bench
 from mixer.choices import bands, presets, read_recommended, read_shares
 from mixer.engine import Mixer
-from mixer.page import Bench, build_page
+from mixer.page import build_page
 from stages.adapters.files import read_adapter
 from stages.adapters.stacking import Part
 from stages.contracts.errors import AdapterError, BlocklensError, Problem

@@ -24,10 +24,8 @@ _STACKS: Final[tuple[Stack, ...]] = ("double", "single")
 
 def bands(params: RenderParams, blocks: Sequence[BlockId]) -> dict[str, tuple[BlockId, ...]]:
     """Return sets of blocks by name: each stack, then render.groups; empty ones are left out."""
-    found = {
-        **{stack: tuple(block for block in blocks if block.stack == stack) for stack in _STACKS},
-        **{name: _members(patterns, blocks) for name, patterns in params.groups.items()},
-    }
+    patterns = {**{str(stack): [str(stack)] for stack in _STACKS}, **params.groups}
+    found = {name: _members(each, blocks) for name, each in patterns.items()}
     return {name: members for name, members in found.items() if members}
 
 

@@ -88,6 +88,34 @@ def test_flows_reach_stages_through_dvc_only() -> None:
         assert {room_of(name) for name in ours} <= {"contracts"}, path
 
 
+MIXER_MAY_IMPORT = FOUNDATION | {"families", "adapters", "sampling", "imaging"}
+
+
+def test_the_mixer_stands_on_rooms_and_nothing_stands_on_it() -> None:
+    """A page that a stage, a flow or a result depended on would be one more thing to reproduce."""
+    for path in module_files("mixer"):
+        names = imported_modules(path)
+        ours = {name for name in names if name.startswith("stages.")}
+        assert {room_of(name) for name in ours} <= MIXER_MAY_IMPORT, path
+        assert {name for name in names if name.startswith("flows.")} <= {
+            "flows.overrides",
+            "flows.overrides.PARAMS",
+            "flows.overrides.apply_overrides",
+        }, path
+    for path in [*module_files("stages"), *module_files("flows"), *module_files("nano")]:
+        assert not {name.split(".")[0] for name in imported_modules(path)} & {"mixer", "gradio"}
+
+
+def test_the_engine_needs_no_page() -> None:
+    """What a mix is, is tested without a browser and usable without Gradio."""
+    with_gradio = {
+        path.stem
+        for path in module_files("mixer")
+        if "gradio" in {name.split(".")[0] for name in imported_modules(path)}
+    }
+    assert with_gradio == {"page", "server"}
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in STAGE_MODULES if room_of(dotted(path)) == "imaging"],

@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 
 from flows.overrides import apply_overrides
 from mixer.__main__ import open_bench
-from mixer.page import Bench
+from mixer.actions import Bench
 from stages.adapters.compatibility import linear_shapes
 from stages.adapters.files import write_adapter
 from stages.contracts.tables import SHARES, SLIM_STRENGTHS, write_table

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mixer.__main__ import open_bench
+from mixer.actions import Bench
 from mixer.engine import KEPT_REFERENCES, Shot
-from mixer.page import Bench
 from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.strengths import with_strengths
 from stages.contracts.errors import AdapterError

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from mixer.page import Bench, build_page
+from mixer.actions import Bench
+from mixer.page import build_page
 from mixer.server import launch
 from stages.adapters.files import read_adapter
 from stages.contracts.params import load_params

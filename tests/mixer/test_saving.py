@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixer.page import Bench
+from mixer.actions import Bench
 from mixer.saving import add_subset, save_lora
 from stages.adapters.container import read_container
 from stages.adapters.files import read_adapter
