@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
-            page.close()
+            page.close(verbose=False)
+            executor.submit(bench.mixer.close).result()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
+from PIL import Image
+
 from mixer.choices import Strengths
 from mixer.engine import Mixer, Shot, Tasting
 from mixer.saving import add_subset, save_lora
@@ -21,6 +24,7 @@ from stages.imaging.metrics import Picture
 
 KEPT_TRIES: Final = 24
 MOST_STEPS: Final = 100
+_THUMBNAIL_PX: Final = 192
 LARGEST_SEED: Final = 2**31 - 1
 STACKS: Final[tuple[Stack, ...]] = ("double", "single", "base")
 _Result = TypeVar("_Result")
@@ -60,7 +64,7 @@ class Try:
     strengths: Strengths
     loras: tuple[float, ...]
     shot: Shot
-    picture: Picture
+    thumbnail: Picture
     caption: str
 
 
@@ -162,9 +166,11 @@ def mix(bench: Bench, *values: Any) -> list[Any]:
     tasting = bench.run(_taste, bench.mixer, loras, strengths, shot)
     if (shot, loras, strengths) not in [(one.shot, one.loras, one.strengths) for one in tries]:
         caption = f"{_on(tasting, bench)}, {_recovery(tasting)}"
-        tries = [Try(strengths, loras, shot, tasting.picture, caption), *tries][:KEPT_TRIES]
+        tries = [Try(strengths, loras, shot, _thumbnail(tasting.picture), caption), *tries][
+            :KEPT_TRIES
+        ]
     pictures = [tasting.references.none, tasting.picture, tasting.references.full]
-    gallery = [(one.picture, one.caption) for one in tries]
+    gallery = [(one.thumbnail, one.caption) for one in tries]
     maps = [tasting.map_none, tasting.map_full]
     return [*pictures, *maps, _numbers(tasting, bench), gallery, tries]
 
@@ -202,6 +208,13 @@ def add(bench: Bench, name: str, *values: Any) -> str:
         raise ParamsError("The mix cannot be added to params.yaml", [problem])
     line = bench.run(add_subset, bench.root, name, setting.strengths, bench.blocks)
     return f"Added to render.subsets in params.yaml: `{line}`. `dvc repro` renders it."
+
+
+def _thumbnail(picture: Picture) -> Picture:
+    """Return the picture in the size of the gallery, which is sent anew with every click."""
+    small = Image.fromarray(picture)
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    return np.asarray(small)
 
 
 def _numbers(tasting: Tasting, bench: Bench) -> str:

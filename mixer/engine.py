@@ -32,8 +32,8 @@ from stages.imaging.heatmap import (
     Scale,
     difference,
     draw_heatmap,
-    own_scale,
     peak,
+    shared_scale,
 )
 from stages.imaging.metrics import Picture, mse, recovery
 from stages.runtime.device import configure_torch
@@ -177,7 +177,7 @@ class Mixer:
         references = self.references(shot)
         picture = self._draw(shot, [strengths[block] for block in self.blocks])
         none, full = references.none, references.full
-        scale = own_scale(peak(difference(none, full)))  # one for all mixes of a shot
+        scale = shared_scale([peak(difference(none, full))])  # one for all mixes of a shot
         shares = self.shares
         return Tasting(
             picture,

@@ -19,6 +19,7 @@ from stages.contracts.errors import BlocklensError
 
 CSS: Final = """
 .gradio-container { max-width: 1280px !important; }
+#on-double label, #on-single label { padding: 2px 8px; min-width: 56px; }
 #none img, #mix img, #full img { width: 100%; height: 100%; object-fit: contain; }
 """
 _LABELS: Final = ("Double blocks", "Single blocks", "Input layers")
@@ -137,7 +138,8 @@ def _lay_controls(bench: Bench) -> Controls:
     )
     switches = {
         stack: gr.CheckboxGroup(
-            names, value=names, label=label, elem_id=f"on-{stack}",
+            [(name.rpartition(".")[2], name) for name in names],
+            value=names, label=label, elem_id=f"on-{stack}",
         )
         for stack, label in zip(actions.STACKS, _LABELS, strict=True)
         if (names := [str(block) for block in mixer.blocks if block.stack == stack])

@@ -10,7 +10,7 @@ import pytest
 
 from mixer.__main__ import open_bench
 from mixer.actions import Bench
-from mixer.engine import KEPT_REFERENCES, Shot
+from mixer.engine import Shot
 from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.strengths import with_strengths
 from stages.contracts.errors import AdapterError
@@ -53,7 +53,7 @@ def test_a_mix_is_between(bench: Bench) -> None:
     assert np.array_equal(again.picture, one.picture)
 
 
-def test_nothing_is_loaded_or_drawn_twice(bench: Bench) -> None:
+def test_nothing_is_loaded_or_drawn_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same transformer wears every mix; references of a shot are kept, of many the last."""
     mixer = bench.mixer
     kept = mixer.references(SHOT)
@@ -62,9 +62,10 @@ def test_nothing_is_loaded_or_drawn_twice(bench: Bench) -> None:
     mixer.restack([0.5])
     assert mixer._dressed.transformer is before
     assert mixer.references(SHOT) is not kept
-    for seed in range(KEPT_REFERENCES + 3):
+    monkeypatch.setattr("mixer.engine.KEPT_REFERENCES", 2)
+    for seed in range(4):
         mixer.references(Shot("", seed, 1))
-    assert len(mixer._references) == KEPT_REFERENCES
+    assert len(mixer._references) == 2
     assert SHOT not in mixer._references
 
 

@@ -48,7 +48,7 @@ def test_a_click_is_a_picture_and_a_mix_becomes_a_file(
         expect(numbers).to_contain_text("5 of 5", timeout=WAIT_MS)
         expect(numbers).to_contain_text("100.0%")
         first = {name: source(page, name) for name in ("none", "mix", "full", "map-full")}
-        page.get_by_label("double.0", exact=True).first.uncheck()
+        page.locator("#on-double").get_by_label("0", exact=True).uncheck()
         expect(numbers).to_contain_text("4 of 5", timeout=WAIT_MS)
         expect(numbers).to_contain_text("70.0%")
         assert source(page, "none") == first["none"]
