@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 BOTTOM = {"contracts"}
 FOUNDATION = BOTTOM | {"runtime"}
-SUBJECTS = {"captioning", "encoding", "optimisation", "sampling", "lens", "reporting"}
+SUBJECTS = {"captioning", "encoding", "optimisation", "sampling", "lens", "reporting", "exporting"}
 BUILT_ON = {
     "training": {"encoding", "optimisation"},
     "judging": {"encoding", "optimisation", "training", "imaging"},

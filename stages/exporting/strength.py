@@ -1,0 +1,55 @@
+"""At which strength to begin with a LoRA: read off the strength sweep of evaluate.
+
+The sweep compares the pictures at each strength with those at strength 1. It says how much of the
+effect is there, not whether a picture is better, so nothing above 1 is ever recommended: there,
+recovery falls because the effect goes on growing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+WHOLE = 1.0
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A strength, and in a sentence why it is that one."""
+
+    strength: float
+    because: str
+
+
+def recommend_strength(sweep: pd.DataFrame, bar: float) -> Recommendation:
+    """Return the least strength of the sweep that still does the job.
+
+    That is: its recovery's lower end, and that of every strength between it and 1, is at least
+    `bar`. Less strength leaves more of the base model alone and more room for other LoRAs.
+
+    Args:
+        sweep: the STRENGTHS table.
+        bar: slim.recovery, what the slim file has to recover.
+    """
+    tried = sweep[(sweep["strength"] > 0.0) & (sweep["strength"] < WHOLE)]
+    if tried.empty:
+        because = "it is what was trained; params render.strengths has none between 0 and 1 to try"
+        return Recommendation(WHOLE, because)
+    best, low = WHOLE, WHOLE
+    for row in tried.sort_values("strength", ascending=False).itertuples():
+        if not row.recovery_low >= bar:  # an interval that is missing passes no bar
+            break
+        best, low = float(row.strength), float(row.recovery_low)
+    if best == WHOLE:
+        nearest = tried.loc[tried["strength"].idxmax()]
+        because = (
+            f"at {nearest['strength']:g} the pictures recover {nearest['recovery']:.2f} of the "
+            f"effect, which is not surely {bar:g} (slim.recovery)"
+        )
+        return Recommendation(WHOLE, because)
+    because = (
+        f"the pictures recover at least {low:.2f} of the effect there, and {bar:g} (slim.recovery) "
+        "was asked for"
+    )
+    return Recommendation(best, because)
