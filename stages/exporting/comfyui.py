@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +109,11 @@ def _readme(
         (f"models/loras/{stem}-slim.safetensors", finished.shown_slim, _bytes(finished.slim)),
     ]
     table = "".join(f"| `{path}` | {source} | {size} |\n" for path, source, size in rows)
+    columns = ("strength", "recovery", "recovery_low", "direction")
+    numbers = zip(*(finished.sweep[name].astype(float) for name in columns), strict=True)
     sweep = "".join(
-        f"| {row.strength:g} | {_number(row.recovery)} | {_number(row.recovery_low)} | "
-        f"{_number(row.direction)} |\n"
-        for row in finished.sweep.sort_values("strength").itertuples()
+        f"| {strength:g} | {' | '.join(map(_number, rest))} |\n"
+        for strength, *rest in sorted(numbers)
     )
     return f"""# {params.report.title} in ComfyUI
 
@@ -160,4 +162,4 @@ def _bytes(path: Path) -> str:
 
 
 def _number(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.2f}"
+    return "–" if math.isnan(value) else f"{value:.2f}"

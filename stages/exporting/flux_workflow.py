@@ -61,12 +61,12 @@ def flux_workflow(
         device="default",
     )
     vae = build.add("VAELoader", "VAE", (0, 2), vae_name=base.vae.name)
-    text = build.add(
+    prompt = build.add(
         "CLIPTextEncode", "Prompt with the trigger", (1, 1), clip=clip, text=scene.prompt
     )
     if base.is_guided:
-        text = build.add(
-            "FluxGuidance", "Guidance", (2, 1), conditioning=text, guidance=scene.guidance
+        prompt = build.add(
+            "FluxGuidance", "Guidance", (2, 1), conditioning=prompt, guidance=scene.guidance
         )
     latent = build.add(
         "EmptySD3LatentImage",
@@ -78,7 +78,7 @@ def flux_workflow(
     )
     noise = build.add("RandomNoise", "Seed", (1, 3), noise_seed=scene.seed)
     sampler = build.add("KSamplerSelect", "Sampler", (2, 2), sampler_name="euler")
-    shared = _Shared(text, latent, noise, sampler, vae)
+    shared = _Shared(prompt, latent, noise, sampler, vae)
     for band, dressing in enumerate(dressings):
         _add_band(build, 4.5 * band, model, shared, (base, dressing, scene, prefix))
     return build.nodes

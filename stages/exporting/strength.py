@@ -8,10 +8,12 @@ recovery falls because the effect goes on growing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import pandas as pd
 
-WHOLE = 1.0
+WHOLE: Final = 1.0
+_COLUMNS: Final = ("strength", "recovery", "recovery_low")
 
 
 @dataclass(frozen=True)
@@ -32,24 +34,25 @@ def recommend_strength(sweep: pd.DataFrame, bar: float) -> Recommendation:
         sweep: the STRENGTHS table.
         bar: slim.recovery, what the slim file has to recover.
     """
-    tried = sweep[(sweep["strength"] > 0.0) & (sweep["strength"] < WHOLE)]
-    if tried.empty:
+    columns = (sweep[name].astype(float).tolist() for name in _COLUMNS)
+    tried = sorted(row for row in zip(*columns, strict=True) if 0.0 < row[0] < WHOLE)
+    if not tried:
         because = "it is what was trained; params render.strengths has none between 0 and 1 to try"
         return Recommendation(WHOLE, because)
-    best, low = WHOLE, WHOLE
-    for row in tried.sort_values("strength", ascending=False).itertuples():
-        if not row.recovery_low >= bar:  # an interval that is missing passes no bar
+    best, lowest = WHOLE, WHOLE
+    for strength, _, low in reversed(tried):
+        if not low >= bar:  # an interval that is missing passes no bar
             break
-        best, low = float(row.strength), float(row.recovery_low)
+        best, lowest = strength, low
     if best == WHOLE:
-        nearest = tried.loc[tried["strength"].idxmax()]
+        strength, recovery, _ = tried[-1]
         because = (
-            f"at {nearest['strength']:g} the pictures recover {nearest['recovery']:.2f} of the "
-            f"effect, which is not surely {bar:g} (slim.recovery)"
+            f"at {strength:g} the pictures recover {recovery:.2f} of the effect, which is not "
+            f"surely {bar:g} (slim.recovery)"
         )
         return Recommendation(WHOLE, because)
     because = (
-        f"the pictures recover at least {low:.2f} of the effect there, and {bar:g} (slim.recovery) "
-        "was asked for"
+        f"the pictures recover at least {lowest:.2f} of the effect there, and {bar:g} "
+        "(slim.recovery) was asked for"
     )
     return Recommendation(best, because)
