@@ -26,27 +26,26 @@ import yaml
 import flows.environment  # noqa: F401  sets what prefect reads while it is imported
 
 # isort: split
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
     create_table_artifact,
 )
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import processes
-from flows.experiments import PARAMS, Recorded, read_experiments, require_committed, run_experiment
-from flows.graph import read_plan, run_dvc
+from flows.combination_runs import run_missing, share_experiments
+from flows.experiments import PARAMS, Recorded, read_experiments, require_committed
+from flows.graph import read_plan
 from flows.local_server import prefect_api
 from flows.product import Combination, combinations
-from flows.progress import ProgressBoard
 from flows.repository import run_git
 from flows.repro import exclusive_run
 from flows.sweep_page import EXPERIMENT, draw_plot, sweep_rows, write_page
 from stages.contracts.errors import BlocklensError
-from stages.contracts.params import SHARED_SECTIONS, Params, load_params
+from stages.contracts.params import SHARED_SECTIONS, load_params
 
 TARGET: Final = "slim"
 PAGES: Final = Path(".blocklens/sweeps")
@@ -75,10 +74,10 @@ def sweep(
         cells = combinations(grid, follow or {}, root / PARAMS, sections, target)
         with exclusive_run(root):
             require_committed(root, load_params(root / PARAMS))
-            failed = _run_missing(root, cells, target)
+            failed = run_missing(root, cells, target)
             recorded = read_experiments(root)
             if share:
-                _share(root, cells, recorded)
+                share_experiments(root, cells, recorded)
             _publish(root, cells, recorded, stages, Path(page) if page else None)
     except BlocklensError as error:
         return Failed(message=str(error))
@@ -89,34 +88,6 @@ def sweep(
         reasons = "".join(f"\n{message}" for message in failed)
         return Failed(message=f"{len(failed)} of {len(cells)} experiments failed:{reasons}")
     return Completed(message=f"{len(cells)} experiments")
-
-
-@task(cache_policy=NO_CACHE, persist_result=False)
-def experiment(name: str, changes: dict[str, Any], target: str) -> State[Any]:
-    """Run one combination as a DVC experiment of the current commit."""
-    logger, board = get_run_logger(), ProgressBoard(name)
-
-    def on_line(line: str) -> None:
-        logger.info(line)
-        board.follow(line)
-
-    try:
-        run_experiment(Path.cwd(), name, target, changes, on_line)
-    except BlocklensError as error:
-        return Failed(message=str(error))
-    return Completed(name="Ran")
-
-
-def missing_combinations(
-    cells: Sequence[Combination], recorded: dict[str, Recorded]
-) -> list[Combination]:
-    """Return the combinations that no finished experiment of that name with those params is for."""
-    return [
-        cell
-        for cell in cells
-        if cell.name not in recorded
-        or Params.model_validate(recorded[cell.name][0]).model_dump(mode="json") != cell.params
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -146,28 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     if not state.is_completed():
         sys.exit(state.message)
-
-
-def _run_missing(root: Path, cells: Sequence[Combination], target: str) -> list[str]:
-    """Run what is missing, one after the other, and return the messages of those that failed."""
-    logger = get_run_logger()
-    missing = missing_combinations(cells, read_experiments(root))
-    logger.info("%d experiments, %d of them to run", len(cells), len(missing))
-    failed = []
-    for cell in missing:
-        state = experiment.with_options(name=cell.name, task_run_name=cell.name)(
-            cell.name, cell.changes, target, return_state=True
-        )
-        if not state.is_completed():
-            failed.append(state.message or cell.name)
-    return failed
-
-
-def _share(root: Path, cells: Sequence[Combination], recorded: dict[str, Recorded]) -> None:
-    """Send the experiments to the origin; what they made is in the cache that both share."""
-    names = [cell.name for cell in cells if cell.name in recorded]
-    if names:
-        run_dvc(root, "exp", "push", "--quiet", "--no-cache", "--force", "origin", *names)
 
 
 def _publish(

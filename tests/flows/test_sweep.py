@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import State
 
+from flows.combination_runs import missing_combinations
 from flows.experiments import read_experiments
 from flows.product import Combination
-from flows.sweep import missing_combinations, sweep
+from flows.sweep import sweep
 from flows.sweep_page import draw_plot, sweep_rows, write_page
 from stages.contracts.params import load_params
 from tests.flows.test_pipeline import artifacts, task_runs
