@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ from stages.contracts.metrics import BETTER
 
 EXPERIMENT: Final = "experiment"
 _ARROWS: Final = {"higher": "↑", "lower": "↓"}
+_MEASURED: Final = ", measured"
 _PAGE: Final = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -43,7 +44,7 @@ def sweep_rows(
         if cell.name in recorded:
             files = recorded[cell.name][1]
             rows[cell.name] = dict(cell.changes) | {
-                f"{stage}.{key}": value
+                _metric(f"{stage}.{key}", cell.changes): value
                 for stage in stages
                 for key, value in sorted(files.get(f"data/{stage}/metrics.json", {}).items())
             }
@@ -62,13 +63,13 @@ def sweep_rows(
 def plotted_names(rows: Mapping[str, Mapping[str, Any]], params: Sequence[str]) -> list[str]:
     """Return the plot's axes: the params, then the metrics that have a better and a worse."""
     names = next(iter(rows.values()))
-    return [*params, *(name for name in names if name in BETTER and name not in params)]
+    return [*params, *(name for name in names if _direction(name) and name not in params)]
 
 
 def draw_plot(rows: Mapping[str, Mapping[str, Any]], params: Sequence[str]) -> str:
     """Return the parallel-coordinates plot of a sweep as SVG."""
     names = plotted_names(rows, params)
-    marked = {name: _marked(name) for name in names}
+    marked = {name: _marked(name, params) for name in names}
     relabelled = {key: {marked[name]: row[name] for name in names} for key, row in rows.items()}
     return draw_lines([*marked.values()], relabelled, marked[coloured_by(names, params)])
 
@@ -90,15 +91,16 @@ def write_page(
         commit=commit,
         coloured_by=escape(coloured_by(names, params)),
         plot=draw_plot(rows, params),
-        table=_table(rows),
+        table=_table(rows, params),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _table(rows: Mapping[str, Mapping[str, Any]], params: Sequence[str]) -> str:
     names = [*next(iter(rows.values()))]
-    head = "".join(f"<th>{escape(word)}</th>" for word in (EXPERIMENT, *map(_marked, names)))
+    marked = (_marked(name, params) for name in names)
+    head = "".join(f"<th>{escape(word)}</th>" for word in (EXPERIMENT, *marked))
     lines = [
         "".join(f"<td>{escape(word)}</td>" for word in (key, *(shown(row[n]) for n in names)))
         for key, row in rows.items()
@@ -106,5 +108,15 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "<table><tr>" + "</tr>\n<tr>".join([head, *lines]) + "</tr></table>"
 
 
-def _marked(name: str) -> str:
-    return f"{name} {_ARROWS[BETTER[name]]}" if name in BETTER else name
+def _metric(name: str, params: Collection[str]) -> str:
+    """Return a metric's name; slim.recovery is what is asked for and what is measured, too."""
+    return name + _MEASURED if name in params else name
+
+
+def _direction(name: str) -> str | None:
+    return BETTER.get(name.removesuffix(_MEASURED))
+
+
+def _marked(name: str, params: Collection[str]) -> str:
+    direction = None if name in params else _direction(name)
+    return f"{name} {_ARROWS[direction]}" if direction else name

@@ -57,6 +57,21 @@ def test_rows_have_what_differs(tmp_path: Path) -> None:
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
+def test_a_param_and_a_metric_of_one_name_are_two_columns() -> None:
+    """slim.recovery is what is asked for, and what the held-out pictures show."""
+    params = load_params(PARAMS).model_dump(mode="json")
+    cells = [Combination(str(asked), {"slim.recovery": asked}, params) for asked in (0.5, 0.9)]
+    recorded = {
+        each.name: (params, {"data/slim/metrics.json": {"recovery": measured}})
+        for each, measured in zip(cells, (0.625, 0.875), strict=True)
+    }
+    rows = sweep_rows(cells, recorded, ["slim"])
+    assert rows["0.5"] == {"slim.recovery": 0.5, "slim.recovery, measured": 0.625}
+    plot = draw_plot(rows, ["slim.recovery"])
+    assert ">slim.recovery</text>" in plot
+    assert ">slim.recovery, measured ↑</text>" in plot
+
+
 def test_finished_experiments_are_not_missing() -> None:
     """An experiment is there when its name and all its params are."""
     cells = [cell("four", 4), cell("eight", 8)]
