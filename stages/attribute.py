@@ -30,7 +30,6 @@ from stages.adapters.norms import block_norms
 from stages.contracts.errors import AdapterError, Problem
 from stages.contracts.params import AttributeParams, ModelParams, PromptsParams, SamplingParams
 from stages.contracts.tables import LEVELS, PROBES, SHARES, write_table
-from stages.families.loading import checkpoint_blocks
 from stages.families.streams import STREAMS
 from stages.families.weights import ensure_weights
 from stages.lens.attribution import Effect, block_shares, measure_effect, relative_effect
@@ -38,11 +37,12 @@ from stages.lens.rankings import Resampling, bootstrap_tau, split_half_tau
 from stages.lens.selection import blocks_for
 from stages.lens.statistics import bootstrap_means, interval
 from stages.runtime.console import run_stage
+from stages.runtime.crew import open_crew
 from stages.runtime.files import rounded, write_json
 from stages.runtime.outputs import replace_folder
-from stages.sampling.generation import open_generator
-from stages.sampling.probes import make_probes, probe_velocity
+from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import name_prompts
+from stages.sampling.session import set_scene
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def attribute(
     Raises:
         AdapterError: the adapter cannot be read, does not fit the base model, or has no effect.
         WeightsError: the base weights are missing or changed.
+        ClusterError: the workers of $BLOCKLENS_DASK are not there, or not fit for the work.
     """
     source = read_adapter(adapter)
     folder = ensure_weights(weights)
@@ -76,12 +77,12 @@ def attribute(
         len(params.sigmas),
         params.nodes,
     )
-    with open_generator(folder, source, develop, model, sampling) as generator:
-        probes = make_probes(generator, pictures, params.sigmas, sampling)
-        velocity = probe_velocity(generator, probes, sampling.guidance)
-        if params.gradient_checkpointing:
-            checkpoint_blocks(generator.transformer)
-        effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
+    checkpointed = params.gradient_checkpointing
+    scene = set_scene(weights, adapter, develop, model, sampling, checkpointed=checkpointed)
+    with open_crew(scene) as crew:
+        probes = make_probes(crew, len(source.blocks), pictures, params.sigmas, sampling)
+        ask = ask_crew(crew, probes)
+        effect = measure_effect(ask, len(probes), len(source.blocks), sampling.batch)
         streams = block_shares(effect, params.nodes, sampling.batch, len(STREAMS))
     shares = streams.sum(axis=2)
     shape = (len(develop), len(prompts.seeds), len(params.sigmas), len(source.blocks))

@@ -31,19 +31,19 @@ from stages.adapters.partition import split_by_block
 from stages.adapters.strengths import require_scalable, with_strengths
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
 from stages.contracts.tables import BLOCKS, CURVE, SLIM_STRENGTHS, read_table, write_table
-from stages.families.weights import ensure_weights
 from stages.imaging.metrics import Picture
 from stages.imaging.png import encode_png
 from stages.lens.attribution import Effect, measure_effect, score_recoveries
 from stages.lens.interaction import Array, measure_interaction
 from stages.lens.rankings import Resampling
 from stages.runtime.console import run_stage
+from stages.runtime.crew import open_crew
 from stages.runtime.files import rounded, sha256_file, write_json
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
-from stages.sampling.generation import open_generator
-from stages.sampling.probes import make_probes, probe_velocity
+from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import name_prompts
+from stages.sampling.session import set_scene
 from stages.slimming.choosers import Choosing, Measured, order_blocks, read_scores
 from stages.slimming.exports import retraining_files
 from stages.slimming.refitting import crossed_strengths, size_strengths
@@ -84,19 +84,19 @@ def slim(
         AdapterError: the adapter cannot be read, does not fit the base model, or has no effect.
         TableError: the block table is of another adapter, or lacks what the chooser needs.
         WeightsError: the base weights are missing or changed.
+        ClusterError: the workers of $BLOCKLENS_DASK are not there, or not fit for the work.
     """
     source = read_adapter(adapter)
     if params.refit_ridge is not None:
         require_scalable(source, str(adapter), "Set slim.refit_ridge to null.")
     scores = read_scores(read_table(BLOCKS, blocks), blocks, source.blocks, params.chooser)
-    folder = ensure_weights(weights)
     named = name_prompts(prompts)
     develop = Shots(named.develop, tuple(prompts.seeds))
     held_out = Shots(named.held_out, tuple(prompts.held_out_seeds))
-    every = (*named.develop, *named.held_out)
+    scene = set_scene(weights, adapter, (*named.develop, *named.held_out), model, sampling)
     resampling = Resampling(params.resamples, params.confidence, params.seed)
-    with open_generator(folder, source, every, model, sampling) as generator:
-        studio = Studio(generator, sampling)
+    with open_crew(scene) as crew:
+        studio = Studio(crew, len(source.blocks), sampling)
         choosing, confirming = draw_references(studio, (develop, held_out), adapter)
         plan = _plan(studio, develop, source, scores, params)
         size, tried = find_size(
@@ -146,9 +146,9 @@ def _plan(
 ) -> _Plan:
     """Return the order of the blocks, and the strengths of those kept at every size."""
     sampling = studio.sampling
-    probes = make_probes(studio.generator, [*shots], params.sigmas, sampling)
-    velocity = probe_velocity(studio.generator, probes, sampling.guidance)
-    effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
+    probes = make_probes(studio.crew, studio.blocks, [*shots], params.sigmas, sampling)
+    ask = ask_crew(studio.crew, probes)
+    effect = measure_effect(ask, len(probes), studio.blocks, sampling.batch)
     products = _products(effect, params, sampling.batch)
     by_prompt = products.reshape(len(shots.prompts), -1, *products.shape[1:]).mean(axis=1)
     way = Choosing(

@@ -18,6 +18,7 @@ from stages.contracts.errors import AdapterError, ParamsError
 from stages.contracts.params import ModelParams, PromptsParams, RenderParams, SamplingParams
 from stages.contracts.tables import RENDERED, read_table
 from stages.render import render
+from stages.sampling import session
 from tests.sampling.planting import plant_adapter, tiny_architecture, write_tiny_folder
 
 BLOCKS = (BlockId("double", 1), BlockId("single", 2))
@@ -186,7 +187,7 @@ def test_a_killed_render_goes_on_with_what_is_missing(
     """After a kill the missing batches alone are made, to the same bytes, and no state is left."""
     whole = contents(run("whole"))
     made: list[int] = []
-    original = module.generate
+    original = session.generate
 
     def killed(generator: object, jobs: list[object], sampling: SamplingParams) -> object:
         for index, picture in original(generator, jobs, sampling):
@@ -195,11 +196,11 @@ def test_a_killed_render_goes_on_with_what_is_missing(
             made.append(index)
             yield index, picture
 
-    monkeypatch.setattr(module, "generate", killed)
+    monkeypatch.setattr(session, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
         run("resumed")
     assert not (tmp_path / "resumed").exists()
-    assert len(list((tmp_path / "state").rglob("*.png"))) == 9
+    assert len(list((tmp_path / "state").rglob("*.png"))) == 8  # whole batches
     made.append(-1)  # past the kill
     run("resumed")
     assert len(made) == 10 + 32 - 8  # the series' last batch had one picture of two: whole again
