@@ -36,18 +36,18 @@ from stages.families.weights import ensure_weights
 from stages.imaging.png import encode_png
 from stages.runtime.console import run_stage
 from stages.runtime.crew import Crew, Setting, open_crew
-from stages.runtime.device import configure_torch
+from stages.runtime.device import device_type
 from stages.runtime.files import sha256_file, write_json
 from stages.runtime.fingerprint import run_fingerprint
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
 from stages.sampling.generation import Job
 from stages.sampling.picture_plan import PlannedPicture, Series, plan_pictures, prompts_of
-from stages.sampling.session import Picture, Session, draw, set_scene
+from stages.sampling.session import Outfit, Picture, Session, draw, set_scene
 from stages.sampling.variants import gate_values
 
-Batch: TypeAlias = tuple[int | None, tuple[PlannedPicture, ...]]
-"""Pictures that are made at once, and the seed of the noise that the model wears, if it does."""
+Batch: TypeAlias = tuple[Outfit, tuple[PlannedPicture, ...]]
+"""Pictures that are made at once, and what the model wears for them."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _state_folder(params: dict[str, Section], weights: Path, adapter: Path) -> P
     inputs = {
         "weights": sha256_file(weights),
         "adapter": sha256_file(adapter),
-        "device": configure_torch().type,  # two devices round differently
+        "device": device_type(),  # two devices round differently
     }
     values = {name: section.model_dump() for name, section in params.items()}
     root = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / "render"
@@ -109,7 +109,7 @@ def _unfinished(series: Series, batch: int, state: Path) -> Iterator[Batch]:
     """
     for together in series.batches(batch):
         if not all((state / picture.file).is_file() for picture in together):
-            yield series.noise_seed, together
+            yield Outfit(series.noise_seed), together
 
 
 def _announce(pictures: Sequence[PlannedPicture], state: Path, blocks: int) -> None:
@@ -127,7 +127,7 @@ def _announce(pictures: Sequence[PlannedPicture], state: Path, blocks: int) -> N
 def _make(
     scene: Setting[Session], blocks: Sequence[BlockId], batches: Sequence[Batch], state: Path
 ) -> None:
-    items = ((noise_seed, _jobs(pictures, blocks)) for noise_seed, pictures in batches)
+    items = ((outfit, _jobs(pictures, blocks)) for outfit, pictures in batches)
 
     def made(crew: Crew[Session]) -> Iterator[tuple[PlannedPicture, Picture]]:
         for index, drawn in crew.each(draw, items):

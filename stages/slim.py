@@ -4,14 +4,15 @@ Reads:   the base model (--weights: its manifest), the adapter (--adapter), the 
          evaluate (--blocks).
 Writes:  adapter-slim.safetensors, curve.csv (CURVE), strengths.csv (SLIM_STRENGTHS), retrain/
          (settings to train exactly those blocks), images/<prompt>-<seed>/{none,full,slim}.png of
-         the held-out prompts and seeds, metrics.json.
+         the held-out prompts and seeds, ranks.csv (SLIM_RANKS) and an adapter-slim-rank-<rank>
+         for each of slim.ranks, metrics.json.
 Params:  slim, model, sampling, prompts.
 
 The chooser puts the blocks in an order (slimming/choosers.py). The blocks kept may be given
 strengths that make up for the others (lens/interaction.py). The size is the smallest whose pictures
 of the development prompts recover enough even at the lower end of their interval, each prompt with
-strengths fitted to the others. Held-out pictures
-only confirm: the metrics are theirs, and a set that misses the bar there is reported, not replaced.
+strengths fitted to the others. Held-out pictures only confirm: the metrics are theirs, and a set
+that misses the bar there is reported, not replaced. So do the smaller ranks, a lever of their own.
 """
 
 from __future__ import annotations
@@ -28,9 +29,18 @@ import pandas as pd
 from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.module import Adapter
 from stages.adapters.partition import split_by_block
+from stages.adapters.reranking import require_rankable
 from stages.adapters.strengths import require_scalable, with_strengths
+from stages.contracts.blocks import BlockId
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
-from stages.contracts.tables import BLOCKS, CURVE, SLIM_STRENGTHS, read_table, write_table
+from stages.contracts.tables import (
+    BLOCKS,
+    CURVE,
+    SLIM_RANKS,
+    SLIM_STRENGTHS,
+    read_table,
+    write_table,
+)
 from stages.imaging.metrics import Picture
 from stages.imaging.png import encode_png
 from stages.lens.attribution import Effect, measure_effect, score_recoveries
@@ -43,9 +53,10 @@ from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
 from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import name_prompts
-from stages.sampling.session import set_scene
+from stages.sampling.session import AS_TRAINED, Outfit, set_scene
 from stages.slimming.choosers import Choosing, Measured, order_blocks, read_scores
 from stages.slimming.exports import retraining_files
+from stages.slimming.ranks import rank_table, rerank
 from stages.slimming.refitting import crossed_strengths, size_strengths
 from stages.slimming.trial import Shots, Studio, Trial, Verdict, draw_references, find_size
 
@@ -89,6 +100,9 @@ def slim(
     source = read_adapter(adapter)
     if params.refit_ridge is not None:
         require_scalable(source, str(adapter), "Set slim.refit_ridge to null.")
+    require_rankable(
+        source, {f"slim.ranks[{place}]": rank for place, rank in enumerate(params.ranks)}
+    )
     scores = read_scores(read_table(BLOCKS, blocks), blocks, source.blocks, params.chooser)
     named = name_prompts(prompts)
     develop = Shots(named.develop, tuple(prompts.seeds))
@@ -110,12 +124,20 @@ def slim(
             ),
         )
         (pictures,) = studio.draw([*held_out], [plan.strengths[size]])
-    confirmed = confirming.judge(confirming.recoveries(pictures), resampling)
-    _tell(size, len(source.blocks), confirmed, params)
+        confirmed = confirming.judge(confirming.recoveries(pictures), resampling)
+        _tell(size, len(source.blocks), confirmed, params)
+        kept = _kept(source, plan.strengths[size])
+        slimmed = _slimmed(source, kept, adapter)
+        sets = [(slimmed, Outfit(strengths=tuple(kept.items())))]
+        if size < len(source.blocks):
+            sets.append((source, AS_TRAINED))
+        reranked = [*rerank(studio, sets, params.ranks, confirming, resampling)]
     with replace_folder(out) as work:
         file = work / "adapter-slim.safetensors"
-        slimmed = _slimmed(source, plan.strengths[size], adapter)
         write_adapter(file, slimmed)
+        for one in reranked[: len(params.ranks)]:
+            write_adapter(work / f"adapter-slim-rank-{one.rank}.safetensors", one.adapter)
+        write_table(SLIM_RANKS, rank_table(reranked), work / "ranks.csv")
         write_table(CURVE, _curve(source, plan, tried), work / "curve.csv")
         write_table(
             SLIM_STRENGTHS, _strengths(source, plan.strengths[size]), work / "strengths.csv"
@@ -195,13 +217,17 @@ def _tell(size: int, whole: int, confirmed: Verdict, params: SlimParams) -> None
     )
 
 
-def _slimmed(source: Adapter, strengths: Array, adapter: Path) -> Adapter:
-    """Return the blocks with a strength above 0; the metadata says which, and of what file."""
-    kept = {
+def _kept(source: Adapter, strengths: Array) -> dict[BlockId, float]:
+    """Return the blocks with a strength above 0, with their strengths."""
+    return {
         block: float(strength)
         for block, strength in zip(source.blocks, strengths, strict=True)
         if strength != 0.0
     }
+
+
+def _slimmed(source: Adapter, kept: Mapping[BlockId, float], adapter: Path) -> Adapter:
+    """Return the blocks `kept` at their strengths; the metadata says which, and of what file."""
     slimmed = with_strengths(source, kept)
     origin = {
         "blocklens.source_sha256": sha256_file(adapter),

@@ -40,7 +40,9 @@ from distributed.comm.core import CommClosedError
 
 from stages.contracts.errors import BlocklensError, ClusterError, Problem
 from stages.runtime.crew import VARIABLE, Item, Result, Session, Setting
+from stages.runtime.device import device_name
 from stages.runtime.fingerprint import NUMERICAL_PACKAGES
+from stages.runtime.gpu_lock import claim_gpus
 
 _FORMS: Final = "Name a scheduler (tcp://host:port, tls://host:port) or local:N."
 _LOCAL: Final = re.compile(r"local:([1-9]\d*)")
@@ -73,6 +75,8 @@ def open_cluster(place: str, setting: Setting[Session]) -> Iterator[Cluster[Sess
     with dask.config.set(_QUIET), ExitStack() as stack:
         address: Any = place
         if local is not None:
+            # Here, for all of them: they are this process's children and share what it holds.
+            claim_gpus(device_name(), {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": local[1]})
             address = stack.enter_context(_local_cluster(int(local[1])))
         client = stack.enter_context(_connect(place, address, int(local[1]) if local else 1))
         workers = _require_fit(client, setting)

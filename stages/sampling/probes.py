@@ -19,7 +19,7 @@ from stages.families.noise import keyed_normal
 from stages.families.text import TextBatch, batch_text
 from stages.runtime.crew import Crew, ordered
 from stages.sampling.generation import Generator, Job
-from stages.sampling.session import Session, finish_latents
+from stages.sampling.session import AS_TRAINED, Session, finish_latents
 
 GatedVelocity: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From indices of probes [B] and their gates [B, blocks(, streams)] to velocities [B, N, 4C]."""
@@ -96,7 +96,7 @@ def answer(
 ) -> torch.Tensor:
     """Return the answer to a question about the velocity at a few probes."""
     probes, question = asked
-    return question(probe_velocity(session.dressed(), probes))
+    return question(probe_velocity(session.dressed(AS_TRAINED), probes))
 
 
 def probe_velocity(generator: Generator, probes: Probes) -> GatedVelocity:

@@ -6,10 +6,12 @@ same files: the base model and the adapter are named, not sent.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +20,15 @@ import torch
 from stages.adapters.files import read_adapter
 from stages.adapters.matched_noise import matched_noise
 from stages.adapters.module import Adapter
+from stages.adapters.reranking import at_rank
+from stages.adapters.strengths import with_strengths
+from stages.contracts.blocks import BlockId
 from stages.contracts.errors import Problem
 from stages.contracts.params import ModelParams, SamplingParams
 from stages.families.loading import checkpoint_blocks
 from stages.families.weights import WeightFile, ensure_weights, read_manifest
 from stages.runtime.crew import Crew, Setting, ordered
-from stages.runtime.device import configure_torch
+from stages.runtime.device import configure_torch, device_type
 from stages.runtime.files import sha256_file
 from stages.sampling.generation import Generator, Job, generate, generate_latents
 from stages.sampling.prompts import NamedPrompt
@@ -53,29 +58,51 @@ class Scene:
     threads: int
 
 
+@dataclass(frozen=True)
+class Outfit:
+    """What the model wears: the scene's adapter, or what is made of it.
+
+    Noise of its size with `noise_seed`; the blocks of `strengths` alone, at those; no layer above
+    `rank`.
+    """
+
+    noise_seed: int | None = None
+    strengths: tuple[tuple[BlockId, float], ...] | None = None
+    rank: int | None = None
+
+    def of(self, source: Adapter) -> Adapter:
+        """Return what is made of the adapter `source`."""
+        made = source if self.noise_seed is None else matched_noise(source, self.noise_seed)
+        if self.strengths is not None:
+            made = with_strengths(made, dict(self.strengths))
+        return made if self.rank is None else at_rank(made, self.rank)[0]
+
+
+AS_TRAINED: Final = Outfit()
+
+
 @dataclass
 class Session:
-    """A loaded model and what it wears: the scene's adapter, or noise in its place."""
+    """A loaded model and what it wears."""
 
     bare: Generator
     source: Adapter
     scene: Scene
     wearing: ExitStack
-    worn: tuple[int | None, Generator] | None = None
+    worn: tuple[Outfit, Generator] | None = None
 
-    def dressed(self, noise_seed: int | None = None) -> Generator:
-        """Return the generator with a gate per block of the adapter; with a seed, of noise.
+    def dressed(self, outfit: Outfit) -> Generator:
+        """Return the generator in this outfit, with a gate for each of its blocks.
 
         Raises:
             AdapterError: the adapter does not fit the base model.
         """
-        if self.worn is None or self.worn[0] != noise_seed:
+        if self.worn is None or self.worn[0] != outfit:
             self.worn = None
             self.wearing.close()
-            adapter = self.source if noise_seed is None else matched_noise(self.source, noise_seed)
-            scene = self.scene
+            scene, adapter = self.scene, outfit.of(self.source)
             put_on = worn(self.bare, adapter, scene.sampling, compiled=scene.compiled)
-            self.worn = noise_seed, self.wearing.enter_context(put_on)
+            self.worn = outfit, self.wearing.enter_context(put_on)
         return self.worn[1]
 
 
@@ -94,7 +121,8 @@ def set_scene(
     Raises:
         WeightsError: the base weights of the manifest `weights` are missing or changed.
     """
-    device = configure_torch()
+    # Not configure_torch's: the GPU is claimed by who computes.
+    threads = int(os.environ.get("BLOCKLENS_THREADS", torch.get_num_threads()))
     scene = Scene(
         ensure_weights(weights).resolve(),
         read_manifest(weights).files,
@@ -105,8 +133,8 @@ def set_scene(
         sampling,
         compiled,
         checkpointed,
-        device.type,
-        torch.get_num_threads(),
+        device_type(),
+        threads,
     )
     return Setting(open_session, scene_problems, scene)
 
@@ -133,7 +161,7 @@ def open_session(scene: Scene) -> Iterator[Session]:
 def scene_problems(scene: Scene) -> list[Problem]:
     """Return what this machine lacks for a scene: files, or the kind of device."""
     problems = []
-    device = configure_torch().type
+    device = device_type()
     if device != scene.device:
         what = f"computes on {device}, the driver on {scene.device}"
         problems.append(Problem("device", what, "Set BLOCKLENS_DEVICE to the same on both."))
@@ -151,10 +179,10 @@ def scene_problems(scene: Scene) -> list[Problem]:
     return problems
 
 
-def draw(session: Session, dressed_jobs: tuple[int | None, Sequence[Job]]) -> list[Picture]:
-    """Return the RGB pictures uint8 [H, W, 3] of a batch of jobs and the noise to wear, if any."""
-    noise_seed, jobs = dressed_jobs
-    made = generate(session.dressed(noise_seed), jobs, session.scene.sampling)
+def draw(session: Session, dressed_jobs: tuple[Outfit, Sequence[Job]]) -> list[Picture]:
+    """Return the RGB pictures uint8 [H, W, 3] of a batch of jobs in one outfit."""
+    outfit, jobs = dressed_jobs
+    made = generate(session.dressed(outfit), jobs, session.scene.sampling)
     return [picture for _, picture in made]
 
 
@@ -164,15 +192,15 @@ def finish_latents(
     """Return the finished tokens [jobs, N, 4C] of a batch of that size, padded where it is less."""
     size, jobs = sized_jobs
     sampling = session.scene.sampling.model_copy(update={"batch": size})
-    latents = generate_latents(session.dressed(), jobs, sampling)
+    latents = generate_latents(session.dressed(AS_TRAINED), jobs, sampling)
     finished: npt.NDArray[np.float32] = latents.float().cpu().numpy()
     return finished
 
 
-def draw_all(crew: Crew[Session], jobs: Sequence[Job], batch: int) -> Iterator[Picture]:
+def draw_all(
+    crew: Crew[Session], outfit: Outfit, jobs: Sequence[Job], batch: int
+) -> Iterator[Picture]:
     """Yield the RGB picture uint8 [H, W, 3] of each job, `batch` at a time, in their order."""
-    batches: Iterable[tuple[None, Sequence[Job]]] = (
-        (None, jobs[start : start + batch]) for start in range(0, len(jobs), batch)
-    )
+    batches = ((outfit, jobs[start : start + batch]) for start in range(0, len(jobs), batch))
     for pictures in ordered(crew, draw, batches):
         yield from pictures

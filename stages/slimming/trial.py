@@ -25,7 +25,7 @@ from stages.runtime.crew import Crew
 from stages.runtime.progress import track
 from stages.sampling.generation import Job
 from stages.sampling.prompts import NamedPrompt
-from stages.sampling.session import Session, draw_all
+from stages.sampling.session import AS_TRAINED, Outfit, Session, draw_all
 
 Measure: TypeAlias = Callable[[Sequence[int]], list[list[float]]]
 """From sizes to the recoveries of each on a trial's shots."""
@@ -53,11 +53,12 @@ class Shots:
 
 @dataclass(frozen=True)
 class Studio:
-    """Who makes pictures with any strengths of the adapter's `blocks`."""
+    """Who makes pictures with any strengths of the `blocks` of what the model wears."""
 
     crew: Crew[Session]
     blocks: int
     sampling: SamplingParams
+    outfit: Outfit = AS_TRAINED
 
     def draw(
         self, shots: Sequence[tuple[str, int]], strengths: Sequence[npt.ArrayLike]
@@ -73,7 +74,7 @@ class Studio:
             for one in strengths
             for (prompt, seed), row in zip(shots, _per_shot(one, len(shots)), strict=True)
         ]
-        made = draw_all(self.crew, jobs, self.sampling.batch)
+        made = draw_all(self.crew, self.outfit, jobs, self.sampling.batch)
         pictures = [*track(made, len(jobs), "slim: pictures")]
         return [pictures[start : start + len(shots)] for start in range(0, len(jobs), len(shots))]
 
