@@ -35,7 +35,7 @@ from distributed import (
     get_worker,
     wait,
 )
-from distributed.client import FutureCancelledError
+from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm.core import CommClosedError
 
 from stages.contracts.errors import BlocklensError, ClusterError, Problem
@@ -108,7 +108,10 @@ def _local_cluster(count: int) -> SpecCluster:
         }
         for rank in range(count)
     }
-    scheduler = {"cls": Scheduler, "options": {**here, "port": 0}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {**here, "port": 0, "dashboard_address": "127.0.0.1:0"},
+    }
     return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
@@ -196,6 +199,12 @@ class Cluster(Generic[Session]):
         self, function: Callable[[Session, Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[int, Result]]:
         """Yield as `Crew.each` does; few items are under way at a time."""
+        with _told():
+            yield from self._each(function, items)
+
+    def _each(
+        self, function: Callable[[Session, Item], Result], items: Iterable[Item]
+    ) -> Iterator[tuple[int, Result]]:
         expected = software()
         waiting = enumerate(items)
         sent: dict[Future[bytes | _Refusal], int] = {}
@@ -235,12 +244,19 @@ class Cluster(Generic[Session]):
                 if time.monotonic() - alone_since < _WORKERLESS_S:
                     continue
                 raise _stopped(f"no worker for {_WORKERLESS_S:g} s", "Start workers.") from None
-            except KilledWorker as error:
-                what = f"an item killed several workers, last {error.last_worker.address}"
-                raise _stopped(what, "Look at the workers' logs: is memory short?") from error
-            except (FutureCancelledError, CommClosedError, OSError) as error:
-                what = f"the scheduler is gone ({type(error).__name__})"
-                raise _stopped(what, "Start it and its workers.") from error
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in our words what Dask raises when it cannot go on."""
+    try:
+        yield
+    except KilledWorker as error:
+        what = f"an item killed its worker again and again, last {error.last_worker.address}"
+        raise _stopped(what, "Look at the workers' logs: is memory short?") from error
+    except (FutureCancelledError, ClosedClientError, CommClosedError, OSError) as error:
+        what = f"the scheduler is gone ({type(error).__name__})"
+        raise _stopped(what, "Start it and its workers.") from error
 
 
 def _stopped(what: str, remedy: str) -> ClusterError:

@@ -1,10 +1,12 @@
 """The pictures of the block lens."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
@@ -206,6 +208,32 @@ def test_a_killed_render_goes_on_with_what_is_missing(
     assert len(made) == 10 + 32 - 8  # the series' last batch had one picture of two: whole again
     assert contents(tmp_path / "resumed") == whole
     assert not list((tmp_path / "state").rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_pictures_and_survives_a_kill(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes give this one's bytes, though one is killed -9 once there is a picture."""
+    alone = contents(run("alone", random_seed=3))
+    original, killed = module._keep, list[int]()
+
+    def keep(path: Path, content: bytes) -> None:
+        original(path, content)
+        if not killed:
+            workers = psutil.Process().children(recursive=True)
+            killed.extend(worker.pid for worker in workers if is_worker(worker))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(module, "_keep", keep)
+    monkeypatch.setenv("BLOCKLENS_DASK", "local:2")
+    assert contents(run("cluster", random_seed=3)) == alone
+    assert len(killed) == 2
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a child is a worker, and not what looks after the children's shared resources."""
+    return any("spawn_main" in word for word in process.cmdline())
 
 
 def test_another_adapter_starts_anew(run: Run, tmp_path: Path, adapter: Path) -> None:
