@@ -43,6 +43,7 @@ _LOCATION_REMEDY: Final = (
     "pictures and which LoRA."
 )
 _REPOSITORIES: Final = ("fetch.repository", "caption.repository")
+_SHARE: Final = "prepare.validation_share"
 _TRAINING_ADAPTER: Final = "train.training_adapter"
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -85,6 +86,8 @@ def create_config(
         made = bench / PARAMS
         made.write_bytes(source.read_bytes())
         first = {} if trigger is None else _with_trigger(source, trigger)
+        if changes.get(_SHARE):
+            first |= _one_folder(source)
         apply_overrides(bench, {**first, **changes})
         _require_small(made.read_bytes())
         with changing(inbox):
@@ -168,6 +171,12 @@ def _with_trigger(source: Path, trigger: str) -> dict[str, Any]:
         for section, key in _PROMPTS
     }
     return {"caption.trigger": trigger, **prompts}
+
+
+def _one_folder(source: Path) -> dict[str, Any]:
+    """Return what goes with a share of the pictures that is held out: there is one folder."""
+    document = yaml.safe_load(source.read_text(encoding="utf-8"))
+    return {"prepare.validation_images": document["prepare"]["images"]}
 
 
 def _change_problem(key: str, value: Any) -> Problem | None:

@@ -174,15 +174,22 @@ async def _start(
 ) -> dict[str, Any]:
     values = configs.config_values(house.inbox, config)
     pictures = datasets.read_dataset(house.inbox, dataset)
-    if not pictures.has_validation and values["prepare.validation_share"] == 0:
-        what = "has no validation pictures, and the config takes none from the others"
-        remedy = "Upload some with split: validation, or set prepare.validation_share in a config."
-        raise RequestError("This dataset cannot be used", [Problem(dataset, what, remedy)])
+    if pictures.has_validation == bool(values["prepare.validation_share"]):
+        raise RequestError("This dataset cannot be used", [_held_out_problem(dataset, pictures)])
     values |= {
         "prepare.images": str(pictures.images),
         "prepare.validation_images": str(pictures.validation_images),
     }
     return await _order(house, targets, values, (f"dataset:{dataset}", f"config:{config}"), name)
+
+
+def _held_out_problem(dataset: str, pictures: datasets.Dataset) -> Problem:
+    if pictures.has_validation:
+        what = "has validation pictures, and the config takes some of the others instead"
+        return Problem(dataset, what, "Set prepare.validation_share to 0 in a config.")
+    what = "has no validation pictures, and the config takes none from the others"
+    remedy = "Upload some with split: validation, or set prepare.validation_share in a config."
+    return Problem(dataset, what, remedy)
 
 
 async def _evaluate_trained(

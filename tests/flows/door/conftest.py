@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import io
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +15,7 @@ import anyio
 import numpy as np
 import pytest
 from mcp import Client
+from mcp.server.mcpserver import MCPServer
 from PIL import Image
 
 from flows.door.inbox import open_inbox
@@ -27,15 +30,28 @@ NOWHERE = "http://127.0.0.1:9/api"
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
     """An empty inbox beside this checkout's presets; no Prefect server answers."""
-    with open_inbox(tmp_path / "house" / "inbox") as inbox:
-        yield House(ROOT, tmp_path / "house" / "cache", inbox, Uploads(inbox), NOWHERE)
+    with opened_house(tmp_path) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def opened_house(folder: Path) -> Iterator[House]:
+    """Give a house with its inbox and an empty cache in `folder`."""
+    with open_inbox(folder / "house" / "inbox") as inbox:
+        yield House(ROOT, folder / "house" / "cache", inbox, Uploads(inbox), NOWHERE)
+
+
+@functools.lru_cache(maxsize=4)
+def server_of(house: House) -> MCPServer[Any]:
+    """Return the server of a house: its 21 schemas take a while to make."""
+    return build_server(house, None)
 
 
 def with_client(house: House, work: Callable[[Client], Awaitable[Any]]) -> Any:
     """Return what `work` returns, given a connected client of the SDK."""
 
     async def connected() -> Any:
-        async with Client(build_server(house, None)) as client:
+        async with Client(server_of(house)) as client:
             return await work(client)
 
     return anyio.run(connected)
