@@ -30,6 +30,14 @@ from tests.small_run import QUICK, clone, read_params
 
 TOKEN = "a-token-of-the-round-trip-test"
 LIMIT_S = 600.0
+FEW_PICTURES = {
+    "render.modes": ["only"],
+    "render.without_trigger_modes": [],
+    "render.strengths": [],
+    "render.groups": {},
+    "render.subsets": {},
+}
+"""One picture per block is enough here; tests/test_end_to_end.py has them all."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,8 @@ def quick_overrides(source: Path) -> dict[str, Any]:
     params = read_params(source)
     names = [f"{section}.{key}" for section, values in QUICK.items() for key in values]
     names += [f"prompts.{key}" for key in ("develop", "held_out", "without_trigger")]
-    return {name: params[name.split(".")[0]][name.split(".")[1]] for name in names}
+    values = {name: params[name.split(".")[0]][name.split(".")[1]] for name in names}
+    return values | FEW_PICTURES
 
 
 @pytest.mark.slow
