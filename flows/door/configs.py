@@ -47,11 +47,6 @@ _SHARE: Final = "prepare.validation_share"
 _TRAINING_ADAPTER: Final = "train.training_adapter"
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_PROMPTS: Final = (
-    ("prompts", "develop"),
-    ("prompts", "held_out"),
-    ("encode", "sample_prompts"),
-)
 
 
 def presets(root: Path) -> list[dict[str, str]]:
@@ -167,8 +162,9 @@ def _with_trigger(source: Path, trigger: str) -> dict[str, Any]:
     document = yaml.safe_load(source.read_text(encoding="utf-8"))
     before = re.compile(rf"\b{re.escape(document['caption']['trigger'])}\b")
     prompts = {
-        f"{section}.{key}": [before.sub(lambda _: trigger, text) for text in document[section][key]]
-        for section, key in _PROMPTS
+        name: [before.sub(lambda _: trigger, text) for text in texts]
+        for name, texts in flat(document).items()
+        if isinstance(texts, list) and any(isinstance(t, str) and before.search(t) for t in texts)
     }
     return {"caption.trigger": trigger, **prompts}
 

@@ -106,7 +106,8 @@ def test_a_config_is_a_preset_with_changes(house: House) -> None:
     assert values["caption"]["trigger"] == "zed"
     assert values["prompts"]["develop"][0].startswith("zed, ")
     before = yaml.safe_load((ROOT / "presets/nano-flux.yaml").read_text(encoding="utf-8"))
-    assert values["attribute"] == before["attribute"]
+    assert values["evaluate"] == before["evaluate"]
+    assert values["attribute"]["nodes"] == before["attribute"]["nodes"]
     assert call(house, "validate-config", config="robot") == {"valid": True, "problems": []}
     wrong = text.replace("rank: 2", "rank: 0").replace("steps: 300", "stps: 300")
     problems = call(house, "validate-config", text=wrong)["problems"]
