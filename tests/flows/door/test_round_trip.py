@@ -29,7 +29,7 @@ from tests.repositories import git
 from tests.small_run import QUICK, clone, read_params
 
 TOKEN = "a-token-of-the-round-trip-test"
-LIMIT_S = 600.0
+LIMIT_S = 1200.0
 FEW_PICTURES = {
     "render.modes": ["only"],
     "render.without_trigger_modes": [],
