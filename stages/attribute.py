@@ -5,11 +5,12 @@ Writes:  shares.csv (SHARES), levels.csv (LEVELS), probes.csv (PROBES), metrics.
 Params:  attribute, model, sampling, prompts.
 
 Shares are integrated gradients over block gates (lens/attribution.py) at noised pictures of the
-development prompts (sampling/probes.py). They are averaged over noise levels, then over prompts
-and seeds, whose bootstrap gives the intervals. A share is signed: below 0 the block works against
-the rest. levels.csv has the shares at each noise level, and what of them is done to the picture's
-tokens and to the prompt's. `prior` is what the weights alone say: the norm of
-each block's Delta W relative to its W, scaled to sum to 1.
+development prompts and of attribute.prompts (sampling/probes.py). They are averaged over noise
+levels, then over prompts and seeds, whose bootstrap gives the intervals. A share is signed: below 0
+the block works against the rest. levels.csv has the shares at each noise level, and what of them is
+done to the picture's tokens and to the prompt's. `prior` is what the weights alone say: the norm of
+each block's Delta W relative to its W, scaled to sum to 1. `plain_share` is the share of what the
+LoRA does to prompts without the trigger: a block that has more there than elsewhere bleeds.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from stages.lens.statistics import bootstrap_means, interval
 from stages.runtime.console import run_stage
 from stages.runtime.files import rounded, write_json
 from stages.runtime.outputs import replace_folder
-from stages.sampling.generation import open_generator
+from stages.sampling.generation import Generator, open_generator
 from stages.sampling.probes import make_probes, probe_velocity
-from stages.sampling.prompts import name_prompts
+from stages.sampling.prompts import name_prompts, number_prompts
 
 _log = logging.getLogger(__name__)
 
@@ -66,32 +67,55 @@ def attribute(
     source = read_adapter(adapter)
     folder = ensure_weights(weights)
     priors = _priors(source, folder, adapter)
-    develop = name_prompts(prompts).develop
-    pictures = [(prompt.name, seed) for prompt in develop for seed in prompts.seeds]
+    named = name_prompts(prompts)
+    shown = (*named.develop, *number_prompts("attribute", params.prompts))
+    pictures, plain = (
+        [(prompt.name, seed) for prompt in group for seed in params.seeds]
+        for group in (shown, named.without_trigger)
+    )
     _log.info(
         "shares of %d blocks from %d prompts, %d seeds, %d noise levels and %d nodes",
         len(source.blocks),
-        len(develop),
-        len(prompts.seeds),
+        len(shown),
+        len(params.seeds),
         len(params.sigmas),
         params.nodes,
     )
-    with open_generator(folder, source, develop, model, sampling) as generator:
-        probes = make_probes(generator, pictures, params.sigmas, sampling)
-        velocity = probe_velocity(generator, probes, sampling.guidance)
+    every = (*shown, *named.without_trigger)
+    with open_generator(folder, source, every, model, sampling) as generator:
         if params.gradient_checkpointing:
             checkpoint_blocks(generator.transformer)
-        effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
-        streams = block_shares(effect, params.nodes, sampling.batch, len(STREAMS))
+        effect, streams = _shares(generator, pictures, source, params, sampling)
+        plain_streams = _shares(generator, plain, source, params, sampling)[1] if plain else None
     shares = streams.sum(axis=2)
-    shape = (len(develop), len(prompts.seeds), len(params.sigmas), len(source.blocks))
+    shape = (len(shown), len(params.seeds), len(params.sigmas), len(source.blocks))
     crossed = shares.reshape(shape).mean(axis=2)
     table = _table(source, crossed, priors, params)
+    table["plain_share"] = (
+        np.nan if plain_streams is None else plain_streams.sum(axis=2).mean(axis=0)
+    )
     with replace_folder(out) as work:
         write_table(SHARES, table, work / "shares.csv")
         write_table(LEVELS, _levels(source, streams, params), work / "levels.csv")
         write_table(PROBES, _probes(pictures, shares, effect, params), work / "probes.csv")
         write_json(work / "metrics.json", _metrics(table, streams, crossed, params))
+
+
+def _shares(
+    generator: Generator,
+    pictures: Sequence[tuple[str, int]],
+    adapter: Adapter,
+    params: AttributeParams,
+    sampling: SamplingParams,
+) -> tuple[Effect, npt.NDArray[np.float64]]:
+    """Return the LoRA's effect at each probe, and the shares [probes, blocks, streams] of it.
+
+    There is a probe per picture and noise level; the noise level varies fastest.
+    """
+    probes = make_probes(generator, pictures, params.sigmas, sampling)
+    velocity = probe_velocity(generator, probes, sampling.guidance)
+    effect = measure_effect(velocity, len(probes), len(adapter.blocks), sampling.batch)
+    return effect, block_shares(effect, params.nodes, sampling.batch, len(STREAMS))
 
 
 def _priors(adapter: Adapter, folder: Path, path: Path) -> npt.NDArray[np.float64]:
