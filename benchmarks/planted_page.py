@@ -108,13 +108,15 @@ _HEAD: Final = """# Planted pairs, with their pictures
 
 `python -m benchmarks.planted --page docs/planted.md` plants four LoRAs in nano-flux whose blocks
 are known to work in the ways of the table in [lens.md](lens.md#how-they-differ), makes their
-pictures, and measures them. {settings}
+pictures, and measures them.
+{settings}
 
 A block **writes** a colour into the stream of the network: its LoRA's A reads a number that is
 nearly always 1, its B is the least-squares answer to the wanted change of the velocity. It
 **whispers** a direction that changes the pictures little and that a later block tells apart from
 what is there anyway; that block **listens**: its A reads about 1 with the whisper and about 0
 without it. The fits saw other prompts than the pictures here. Recovery is of pictures, as
-everywhere; shares and interactions are of velocities. With two blocks, `only` the one is `without`
-the other.
+everywhere, MSEs are to `full`; shares and interactions are of velocities. With two blocks, `only`
+the one is `without` the other. What arithmetic says is met nearly, not wholly: a fit has an error,
+an ear hears a little where nobody whispers, and the blocks that follow answer to what they see.
 """
