@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
@@ -30,17 +31,19 @@ from benchmarks.planting import (
     recolouring,
     whisper,
 )
-from benchmarks.subjects import ROOT
+from benchmarks.subjects import ROOT, base_manifest
+from stages.adapters.files import write_adapter
 from stages.adapters.module import Adapter
-from stages.contracts.params import AttributeParams, Params, SamplingParams, load_params
+from stages.contracts.params import Params, load_params
 from stages.imaging.metrics import Picture, mse, recovery
 from stages.lens.attribution import block_shares, measure_effect
 from stages.lens.interaction import measure_interaction
 from stages.runtime.console import prepare_process
-from stages.sampling.generation import Generator
-from stages.sampling.probes import make_probes, probe_velocity
+from stages.runtime.crew import open_crew
+from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import NamedPrompt
-from stages.sampling.wardrobe import load_generator, worn
+from stages.sampling.session import set_scene
+from stages.sampling.wardrobe import load_generator
 from stages.slimming.trial import Studio
 
 FIRST, SECOND, THIRD = 26, 31, 34
@@ -150,25 +153,20 @@ def make_plants(ground: Ground) -> tuple[Plant, ...]:
     )
 
 
-def examine(
-    plant: Plant,
-    bare: Generator,
-    sampling: SamplingParams,
-    lens: AttributeParams,
-    shots: Sequence[tuple[str, int]],
-) -> Found:
-    """Return what the lens says of a plant, and its pictures."""
-    adapter = plant.adapter()
+def examine(plant: Plant, folder: Path, params: Params, shots: Sequence[tuple[str, int]]) -> Found:
+    """Return what the lens says of a plant, and its pictures; its file is put into `folder`."""
+    adapter, path = plant.adapter(), folder / f"{plant.name}.safetensors"
+    write_adapter(path, adapter)
     blocks, count = adapter.blocks, len(adapter.blocks)
-    with worn(bare, adapter, sampling, compiled=False) as generator:
-        probes = make_probes(generator, shots, lens.sigmas, sampling)
-        velocity = probe_velocity(generator, probes, sampling.guidance)
-        effect = measure_effect(velocity, len(probes), count, sampling.batch)
+    lens, sampling = params.attribute, params.sampling
+    with open_crew(set_scene(base_manifest(folder), path, SHOWN, params.model, sampling)) as crew:
+        probes = make_probes(crew, count, shots, lens.sigmas, sampling)
+        effect = measure_effect(ask_crew(crew, probes), len(probes), count, sampling.batch)
         shares = block_shares(effect, lens.nodes, sampling.batch).mean(axis=0)
         products = np.mean([*measure_interaction(effect, sampling.batch)], axis=0)
         alone = np.eye(count)
         gates = [np.zeros(count), np.ones(count), *alone, *(1.0 - alone)]
-        drawn = Studio(generator, sampling).draw(shots, gates)
+        drawn = Studio(crew, count, sampling).draw(shots, gates)
     names = ["none", "full", *(f"only {b}" for b in blocks), *(f"without {b}" for b in blocks)]
     pictures = dict(zip(names, drawn, strict=True))
     none, full = drawn[:2]
@@ -192,14 +190,14 @@ def _mean(measure: Callable[..., float], *pictures: Sequence[Picture]) -> float:
     return float(np.mean([measure(*each) for each in zip(*pictures, strict=True)]))
 
 
-def plant_all(params: Params, seeds: Sequence[int], steps: int) -> list[Found]:
-    """Return all four plants, examined with that many steps on prompts x `seeds`."""
-    sampling = params.sampling.model_copy(update={"steps": steps})
-    bare = load_generator(ROOT / "data" / "nano-flux", (*FIT, *SHOWN), params.model, sampling)
+def plant_all(params: Params, seeds: Sequence[int], folder: Path) -> list[Found]:
+    """Return all four plants, examined on prompts x `seeds`; their files are put into `folder`."""
+    sampling = params.sampling
+    bare = load_generator(ROOT / "data" / "nano-flux", FIT, params.model, sampling)
     ground = prepare_ground(bare, [(one.name, 0) for one in FIT], FIT_SIGMAS, sampling)
     shots = [(prompt.name, seed) for prompt in SHOWN for seed in seeds]
     plants = make_plants(ground)
-    return [examine(plant, bare, sampling, params.attribute, shots) for plant in plants]
+    return [examine(plant, folder, params, shots) for plant in plants]
 
 
 def main() -> None:
@@ -209,12 +207,13 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare_process()
     params = load_params(ROOT / "params.yaml")
-    steps = params.sampling.steps
     settings = (
-        f"Recoveries and MSEs are means over {len(SHOWN)} prompts x {len(SEEDS)} seeds at {steps} "
-        "steps; noise levels and nodes are those of `params.yaml`."
+        f"Recoveries and MSEs are means over {len(SHOWN)} prompts x {len(SEEDS)} seeds at "
+        f"{params.sampling.steps} steps; noise levels and nodes are those of `params.yaml`."
     )
-    write_page(arguments.page, plant_all(params, SEEDS, steps), settings)
+    with TemporaryDirectory() as folder:
+        found = plant_all(params, SEEDS, Path(folder))
+    write_page(arguments.page, found, settings)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ STEPS, NODES, SIGMAS = 4, 2, [0.5, 0.9]
 
 
 @pytest.fixture(scope="module")
-def plants() -> Mapping[str, Found]:
+def plants(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Found]:
     """The four plants at few steps, by name."""
     params = load_params(ROOT / "params.yaml")
     lens = params.attribute.model_copy(update={"nodes": NODES, "sigmas": SIGMAS})
-    found = plant_all(params.model_copy(update={"attribute": lens}), (0,), STEPS)
+    sampling = params.sampling.model_copy(update={"steps": STEPS})
+    few = params.model_copy(update={"attribute": lens, "sampling": sampling})
+    found = plant_all(few, (0,), tmp_path_factory.mktemp("planted"))
     assert len(found) == 4
     return {one.name: one for one in found}
 
