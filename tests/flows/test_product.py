@@ -11,7 +11,7 @@ from flows.product import Combination, SweepError, combinations
 from stages.contracts.params import load_params
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-SECTIONS = ("model", "sampling", "prompts", "encode", "train")
+SECTIONS = ("model", "sampling", "prompts", "encode", "train", "split")
 
 
 def combined(
@@ -83,6 +83,11 @@ def test_values_that_only_fit_together_are_taken() -> None:
             {"train.rank": [0], "train.seed": [1, 2]},
             {},
             ["grid: train.rank = 0, train.seed = 1: Input should be greater than or equal to 1"],
+        ),
+        (
+            {"split.adapter": ["a.safetensors; rm b"]},
+            {},
+            ["split.adapter: is a path with a space or a sign that a shell reads"],
         ),
         ({"train.learning_rate": [1e-05]}, {}, ["DVC would write 1e-05 into params.yaml"]),
     ],
