@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,9 @@ _ADVICE: Final = re.compile(
 )
 """What DVC says after every stage, and nobody wants to read eleven times in a log."""
 
+_BLOCKER: Final = re.compile(r"^\s+(?P<who>\(PID \d+\): .*)$")
+"""dvc 3.67, dvc/rwlock.py: who blocks what, after `it is being blocked by:`."""
+
 KEPT_BYTES: Final = 4 << 20
 """Outputs up to this size are kept aside during a run. Metrics are a few hundred bytes."""
 CHECKOUT_TIMEOUT_S: Final = 600.0
@@ -40,7 +44,7 @@ class StageFailedError(BlocklensError, RuntimeError):
 
 
 class CheckoutInUseError(BlocklensError, RuntimeError):
-    """Another flow runs in this checkout."""
+    """Another flow or `dvc repro` runs in this checkout."""
 
 
 class Outcome(StrEnum):
@@ -88,9 +92,9 @@ def run_stage(
         raise
     if finished.exit_code == 0:
         return _outcome(finished.lines)
-    # Then the stage belongs to another dvc, and so do its outputs.
-    if not is_busy(finished.lines):
-        _restore(root, stage, kept, on_line)
+    if is_busy(finished.lines):  # it belongs to another dvc, and so do its outputs
+        raise CheckoutInUseError(f"{stage}: {_in_use(root, '`dvc` is running', finished.lines)}")
+    _restore(root, stage, kept, on_line)
     if finished.timed_out:
         raise StageFailedError(f"{stage}: stopped after {timeout_s:g} s, its timeout_s in dvc.yaml")
     raise StageFailedError(failure_message(stage, finished.lines))
@@ -98,10 +102,13 @@ def run_stage(
 
 @contextlib.contextmanager
 def exclusive_run(root: Path) -> Iterator[None]:
-    """Hold this checkout for one flow; raises CheckoutInUseError if another flow holds it.
+    """Hold this checkout for one flow.
 
     DVC's own locks refuse only the same stage at the same time: two flows would go through
     dvc.lock side by side. The lock is a flock(2), so it ends with the process.
+
+    Raises:
+        CheckoutInUseError: another flow holds it, or a `dvc repro` is at a stage.
     """
     path = root / ".blocklens" / "flow.lock"
     path.parent.mkdir(exist_ok=True)
@@ -109,11 +116,33 @@ def exclusive_run(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckoutInUseError(
-                f"{root}: another flow is running in this checkout. Wait for it, stop it, or use "
-                "a clone of your own"
-            ) from error
+            raise CheckoutInUseError(_in_use(root, "another flow is running")) from error
+        if running := _living_dvc(root):
+            raise CheckoutInUseError(_in_use(root, f"{running} is running"))
         yield
+
+
+def _in_use(root: Path, who: str, said: Sequence[str] = ()) -> str:
+    """Return the refusal, with the process that DVC named, if it named one."""
+    blockers = [match["who"] for line in said if (match := _BLOCKER.match(line))]
+    if blockers:
+        who = f"{blockers[0]} is running"
+    return f"{root}: {who} in this checkout. Wait for it, stop it, or use a clone of your own"
+
+
+def _living_dvc(root: Path) -> str:
+    """Return a process that holds DVC's lock on an output, in DVC's words; empty without one.
+
+    DVC notes them in a file, and forgets those that died.
+    """
+    try:
+        noted = json.loads((root / ".dvc" / "tmp" / "rwlock").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):  # never locked; or just being written
+        return ""
+    for owner in noted.get("write", {}).values():
+        if Path(f"/proc/{owner['pid']}").exists():
+            return f"(PID {owner['pid']}): {owner['cmd']}"
+    return ""
 
 
 def _outcome(lines: tuple[str, ...]) -> Outcome:

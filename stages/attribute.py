@@ -5,10 +5,10 @@ Writes:  shares.csv (SHARES), levels.csv (LEVELS), probes.csv (PROBES), metrics.
 Params:  attribute, model, sampling, prompts.
 
 Shares are integrated gradients over block gates (lens/attribution.py) at noised pictures of the
-development prompts (sampling/probes.py). They are averaged over noise levels, then over prompts
-and seeds, whose bootstrap gives the intervals. A share is signed: below 0 the block works against
-the rest. levels.csv has the shares at each noise level, and what of them is done to the picture's
-tokens and to the prompt's. `prior` is what the weights alone say: the norm of
+development prompts and of attribute.prompts (sampling/probes.py). They are averaged over noise
+levels, then over prompts and seeds, whose bootstrap gives the intervals. A share is signed: below 0
+the block works against the rest. levels.csv has the shares at each noise level, and what of them is
+done to the picture's tokens and to the prompt's. `prior` is what the weights alone say: the norm of
 each block's Delta W relative to its W, scaled to sum to 1.
 """
 
@@ -42,7 +42,7 @@ from stages.runtime.files import rounded, write_json
 from stages.runtime.outputs import replace_folder
 from stages.sampling.generation import open_generator
 from stages.sampling.probes import make_probes, probe_velocity
-from stages.sampling.prompts import name_prompts
+from stages.sampling.prompts import name_prompts, number_prompts
 
 _log = logging.getLogger(__name__)
 
@@ -66,17 +66,17 @@ def attribute(
     source = read_adapter(adapter)
     folder = ensure_weights(weights)
     priors = _priors(source, folder, adapter)
-    develop = name_prompts(prompts).develop
-    pictures = [(prompt.name, seed) for prompt in develop for seed in prompts.seeds]
+    shown = (*name_prompts(prompts).develop, *number_prompts("attribute", params.prompts))
+    pictures = [(prompt.name, seed) for prompt in shown for seed in params.seeds]
     _log.info(
         "shares of %d blocks from %d prompts, %d seeds, %d noise levels and %d nodes",
         len(source.blocks),
-        len(develop),
-        len(prompts.seeds),
+        len(shown),
+        len(params.seeds),
         len(params.sigmas),
         params.nodes,
     )
-    with open_generator(folder, source, develop, model, sampling) as generator:
+    with open_generator(folder, source, shown, model, sampling) as generator:
         probes = make_probes(generator, pictures, params.sigmas, sampling)
         velocity = probe_velocity(generator, probes, sampling.guidance)
         if params.gradient_checkpointing:
@@ -84,7 +84,7 @@ def attribute(
         effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
         streams = block_shares(effect, params.nodes, sampling.batch, len(STREAMS))
     shares = streams.sum(axis=2)
-    shape = (len(develop), len(prompts.seeds), len(params.sigmas), len(source.blocks))
+    shape = (len(shown), len(params.seeds), len(params.sigmas), len(source.blocks))
     crossed = shares.reshape(shape).mean(axis=2)
     table = _table(source, crossed, priors, params)
     with replace_folder(out) as work:

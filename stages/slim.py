@@ -4,14 +4,15 @@ Reads:   the base model (--weights: its manifest), the adapter (--adapter), the 
          evaluate (--blocks).
 Writes:  adapter-slim.safetensors, curve.csv (CURVE), strengths.csv (SLIM_STRENGTHS), retrain/
          (settings to train exactly those blocks), images/<prompt>-<seed>/{none,full,slim}.png of
-         the held-out prompts and seeds, metrics.json.
+         the held-out prompts and seeds, ranks.csv (SLIM_RANKS) and an adapter-slim-rank-<rank>
+         for each of slim.ranks, metrics.json.
 Params:  slim, model, sampling, prompts.
 
 The chooser puts the blocks in an order (slimming/choosers.py). The blocks kept may be given
 strengths that make up for the others (lens/interaction.py). The size is the smallest whose pictures
 of the development prompts recover enough even at the lower end of their interval, each prompt with
-strengths fitted to the others. Held-out pictures
-only confirm: the metrics are theirs, and a set that misses the bar there is reported, not replaced.
+strengths fitted to the others. Held-out pictures only confirm: the metrics are theirs, and a set
+that misses the bar there is reported, not replaced. So do the smaller ranks, a lever of their own.
 """
 
 from __future__ import annotations
@@ -28,9 +29,17 @@ import pandas as pd
 from stages.adapters.files import read_adapter, write_adapter
 from stages.adapters.module import Adapter
 from stages.adapters.partition import split_by_block
+from stages.adapters.reranking import require_rankable
 from stages.adapters.strengths import require_scalable, with_strengths
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
-from stages.contracts.tables import BLOCKS, CURVE, SLIM_STRENGTHS, read_table, write_table
+from stages.contracts.tables import (
+    BLOCKS,
+    CURVE,
+    SLIM_RANKS,
+    SLIM_STRENGTHS,
+    read_table,
+    write_table,
+)
 from stages.families.weights import ensure_weights
 from stages.imaging.metrics import Picture
 from stages.imaging.png import encode_png
@@ -41,11 +50,12 @@ from stages.runtime.console import run_stage
 from stages.runtime.files import rounded, sha256_file, write_json
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
-from stages.sampling.generation import open_generator
 from stages.sampling.probes import make_probes, probe_velocity
 from stages.sampling.prompts import name_prompts
+from stages.sampling.wardrobe import load_generator, worn
 from stages.slimming.choosers import Choosing, Measured, order_blocks, read_scores
 from stages.slimming.exports import retraining_files
+from stages.slimming.ranks import rank_table, rerank
 from stages.slimming.refitting import crossed_strengths, size_strengths
 from stages.slimming.trial import Shots, Studio, Trial, Verdict, draw_references, find_size
 
@@ -88,6 +98,9 @@ def slim(
     source = read_adapter(adapter)
     if params.refit_ridge is not None:
         require_scalable(source, str(adapter), "Set slim.refit_ridge to null.")
+    require_rankable(
+        source, {f"slim.ranks[{place}]": rank for place, rank in enumerate(params.ranks)}
+    )
     scores = read_scores(read_table(BLOCKS, blocks), blocks, source.blocks, params.chooser)
     folder = ensure_weights(weights)
     named = name_prompts(prompts)
@@ -95,8 +108,9 @@ def slim(
     held_out = Shots(named.held_out, tuple(prompts.held_out_seeds))
     every = (*named.develop, *named.held_out)
     resampling = Resampling(params.resamples, params.confidence, params.seed)
-    with open_generator(folder, source, every, model, sampling) as generator:
-        studio = Studio(generator, sampling)
+    bare = Studio(load_generator(folder, every, model, sampling), sampling)
+    with worn(bare.generator, source, sampling, compiled=False) as dressed:
+        studio = Studio(dressed, sampling)
         choosing, confirming = draw_references(studio, (develop, held_out), adapter)
         plan = _plan(studio, develop, source, scores, params)
         size, tried = find_size(
@@ -112,10 +126,15 @@ def slim(
         (pictures,) = studio.draw([*held_out], [plan.strengths[size]])
     confirmed = confirming.judge(confirming.recoveries(pictures), resampling)
     _tell(size, len(source.blocks), confirmed, params)
+    slimmed = _slimmed(source, plan.strengths[size], adapter)
+    sets = [slimmed, source] if size < len(source.blocks) else [slimmed]
+    reranked = [*rerank(bare, sets, params.ranks, confirming, resampling)]
     with replace_folder(out) as work:
         file = work / "adapter-slim.safetensors"
-        slimmed = _slimmed(source, plan.strengths[size], adapter)
         write_adapter(file, slimmed)
+        for one in reranked[: len(params.ranks)]:
+            write_adapter(work / f"adapter-slim-rank-{one.rank}.safetensors", one.adapter)
+        write_table(SLIM_RANKS, rank_table(reranked), work / "ranks.csv")
         write_table(CURVE, _curve(source, plan, tried), work / "curve.csv")
         write_table(
             SLIM_STRENGTHS, _strengths(source, plan.strengths[size]), work / "strengths.csv"

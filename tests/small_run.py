@@ -30,7 +30,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "checkpoint_every": 4,
         "sample_every": 12,
     },
-    "attribute": {"nodes": 2, "sigmas": [0.6], "resamples": 50},
+    "attribute": {"nodes": 2, "prompts": [], "sigmas": [0.6], "resamples": 50},
     "evaluate": {"resamples": 50},
     "slim": {"sigmas": [0.6], "resamples": 50},
 }

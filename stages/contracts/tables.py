@@ -343,7 +343,7 @@ PROBES: Final = _table(
     {
         # One row per noised picture. effect: |v(full) - v(none)| / |v(none)|; completeness_error:
         # how far the shares there are from adding up to 1.
-        "prompt": _text(r"develop-\d+"),
+        "prompt": _text(r"(?:develop|attribute)-\d+"),
         "seed": _count(0),
         "sigma": _real(0.0, 1.0),
         "effect": _real(0.0),
@@ -480,6 +480,21 @@ SLIM_STRENGTHS: Final = _table(
         # full file at these strengths is the slim file.
         "block": _text(BLOCK_PATTERN),
         "strength": _real(),
+    },
+)
+
+SLIM_RANKS: Final = _table(
+    "slim/ranks.csv",
+    ("blocks", "rank"),
+    {
+        # The slim file, and the whole adapter, at each of slim.ranks. Recoveries are of held-out
+        # pictures. Without rows where none is asked for.
+        "blocks": _count(1),
+        "rank": _count(1),
+        "bytes": _count(0),
+        "weight_error": _real(0.0, 1.0),
+        "recovery": _real(None, 1.0),
+        "recovery_low": _real(None, 1.0),
     },
 )
 

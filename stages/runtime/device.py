@@ -12,16 +12,22 @@ from typing import Final
 
 import torch
 
+from stages.runtime.gpu_lock import claim_gpus
+
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def configure_torch() -> torch.device:
-    """Make torch deterministic, set its threads, and return the device to run on."""
+    """Make torch deterministic, set its threads, and return the device to run on.
+
+    A GPU is this process's alone from here on: the call waits for whoever uses it now.
+    """
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.matmul.allow_tf32 = False
     if threads := os.environ.get("BLOCKLENS_THREADS"):
         torch.set_num_threads(int(threads))
     name = device_name()
+    claim_gpus(name, os.environ)
     if name == "cuda" and (rank := os.environ.get("LOCAL_RANK")):
         name = f"cuda:{rank}"
     return torch.device(name)

@@ -107,7 +107,7 @@ def open_generator(
     texts = embed_prompts(folder, prompts, model, device)
     transformer = load_transformer(folder, model, device)
     attach_adapter(transformer, adapter)
-    with block_gates(transformer, adapter.blocks) as gates:
+    with block_gates(transformer, adapter.blocks, merge=True) as gates:
         yield make_generator(folder, transformer, texts, sampling, gates)
 
 

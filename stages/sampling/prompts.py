@@ -15,7 +15,7 @@ from stages.families.text import TextEmbedding, encode_prompts
 
 @dataclass(frozen=True)
 class NamedPrompt:
-    """A prompt and its name: `develop-0`, `held-out-1`, `without-trigger-0`."""
+    """A prompt and its name: `develop-0`, `held-out-1`, `without-trigger-0`, `attribute-0`."""
 
     name: str
     text: str
@@ -33,10 +33,15 @@ class NamedPrompts:
 def name_prompts(params: PromptsParams) -> NamedPrompts:
     """Return the prompts of params.yaml with their names, numbered from 0 in each list."""
     return NamedPrompts(
-        _number("develop", params.develop),
-        _number("held-out", params.held_out),
-        _number("without-trigger", params.without_trigger),
+        number_prompts("develop", params.develop),
+        number_prompts("held-out", params.held_out),
+        number_prompts("without-trigger", params.without_trigger),
     )
+
+
+def number_prompts(group: str, texts: Collection[str]) -> tuple[NamedPrompt, ...]:
+    """Return prompts named after their group, numbered from 0."""
+    return tuple(NamedPrompt(f"{group}-{index}", text) for index, text in enumerate(texts))
 
 
 def embed_prompts(
@@ -50,7 +55,3 @@ def embed_prompts(
     texts = [prompt.text for prompt in prompts]
     embeddings = encode_prompts(encoders, texts, model.text_tokens)
     return dict(zip((prompt.name for prompt in prompts), embeddings, strict=True))
-
-
-def _number(group: str, texts: Collection[str]) -> tuple[NamedPrompt, ...]:
-    return tuple(NamedPrompt(f"{group}-{index}", text) for index, text in enumerate(texts))

@@ -55,7 +55,7 @@ def worn(
         opened = (
             compiled_gates(transformer, adapter.blocks, sampling.batch)
             if compiled
-            else block_gates(transformer, adapter.blocks)
+            else block_gates(transformer, adapter.blocks, merge=True)
         )
         with opened as gates:
             yield replace(generator, gates=gates)

@@ -122,11 +122,14 @@ def start_python(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]
     """Start a Python program in a session of its own, and kill it after the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, directory: Path = tmp_path) -> subprocess.Popen[str]:
+    def start(
+        *arguments: str, directory: Path = tmp_path, stdin: int | None = None
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

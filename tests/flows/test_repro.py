@@ -150,21 +150,37 @@ def test_stage_that_another_dvc_runs_is_left_alone(
     (finished_project / "hook.sh").write_text("touch started; sleep 600.1414213\n")
     other = start_python(*DVC[1:], "repro", "--single-item", "alpha", directory=finished_project)
     wait_until((finished_project / "started").exists, "the other dvc runs the stage")
-    with pytest.raises(StageFailedError, match="is busy"):
+    wanted = rf"\(PID {other.pid}\): .* is running in this checkout\. Wait for it, stop it, or use"
+    with pytest.raises(CheckoutInUseError, match=f"alpha: {finished_project}: {wanted}"):
         run_stage(finished_project, "alpha", ignore)
     assert not (finished_project / "metrics.json").exists()
+    with (
+        pytest.raises(CheckoutInUseError, match=f"^{finished_project}: {wanted}"),
+        exclusive_run(finished_project),
+    ):
+        pass
     other.terminate()
     for sleeper in processes_with("600.1414213"):
         subprocess.run(["kill", str(sleeper)], check=False)
 
 
-def test_second_flow_in_a_checkout_is_refused(tmp_path: Path) -> None:
-    """Two flows in one checkout would go through dvc.lock side by side."""
+def test_second_flow_in_a_checkout_is_refused(
+    tmp_path: Path, start_python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """Two would go through dvc.lock side by side; one that died blocks nobody."""
+    program = (
+        "import sys; from pathlib import Path; from flows.repro import exclusive_run\n"
+        "with exclusive_run(Path.cwd()): print('holds it'); sys.stdin.read()"
+    )
+    other = start_python("-c", program, stdin=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "holds it\n"
     with (
-        exclusive_run(tmp_path),
-        pytest.raises(CheckoutInUseError, match="another flow is running"),
+        pytest.raises(CheckoutInUseError, match="another flow is running in this checkout"),
         exclusive_run(tmp_path),
     ):
         pass
+    other.kill()
+    other.wait()
     with exclusive_run(tmp_path):
         pass

@@ -33,7 +33,14 @@ PROMPTS = PromptsParams(
     held_out_seeds=[2],
 )
 PARAMS = AttributeParams(
-    nodes=4, sigmas=[0.4, 0.8], resamples=200, confidence=0.9, seed=0, gradient_checkpointing=False
+    nodes=4,
+    prompts=["tok, a robot at the top"],
+    seeds=[0, 1],
+    sigmas=[0.4, 0.8],
+    resamples=200,
+    confidence=0.9,
+    seed=0,
+    gradient_checkpointing=False,
 )
 BLOCKS = tiny_architecture().blocks
 Run = Callable[..., Path]
@@ -121,7 +128,8 @@ def test_every_probe_has_its_error(run: Run) -> None:
     """The worst of the probes' completeness errors is the metric; each probe has an effect."""
     out = run(same_strength(BLOCKS, 0.05))
     probes = read_table(PROBES, out / "probes.csv")
-    assert len(probes) == 2 * 2 * 2
+    assert len(probes) == 3 * 2 * 2
+    assert set(probes["prompt"]) == {"develop-0", "develop-1", "attribute-0"}
     assert metrics(out)["completeness_error"] == pytest.approx(
         probes["completeness_error"].max(), rel=0.01
     )

@@ -42,6 +42,8 @@ PROMPTS = PromptsParams(
 )
 ATTRIBUTE = AttributeParams(
     nodes=3,
+    prompts=[],
+    seeds=[0],
     sigmas=[0.5, 0.9],
     resamples=100,
     confidence=0.9,

@@ -18,7 +18,7 @@ from stages.contracts.blocks import BlockId
 from stages.contracts.errors import AdapterError, TableError
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
 from stages.contracts.tables import BLOCKS as BLOCK_TABLE
-from stages.contracts.tables import CURVE, SLIM_STRENGTHS, read_table, write_table
+from stages.contracts.tables import CURVE, SLIM_RANKS, SLIM_STRENGTHS, read_table, write_table
 from stages.families.architecture import block_of
 from stages.imaging.metrics import recovery
 from stages.sampling.generation import Job, generate, open_generator
@@ -40,6 +40,7 @@ PARAMS = SlimParams(
     chooser="interaction",
     per_byte=True,
     refit_ridge=None,
+    ranks=[],
     candidates=4,
     nodes=2,
     sigmas=[0.5, 0.8],
@@ -185,6 +186,31 @@ def test_the_slim_file_makes_the_pictures_that_were_judged(run: Run, tmp_path: P
         ((_, drawn),) = generate(generator, [job], SAMPLING)
     kept = np.asarray(Image.open(out / "images" / "held-out-0-2" / "slim.png")).astype(int)
     assert np.abs(drawn.astype(int) - kept).max() <= 1
+
+
+def test_smaller_ranks_are_a_lever_of_their_own(run: Run, tmp_path: Path) -> None:
+    """Each rank has a file of the chosen blocks, and a row for them and for the whole adapter."""
+    out = run(STRONG, block_table(STRONG), ranks=[1])
+    table = read_table(SLIM_RANKS, out / "ranks.csv")
+    assert table[["blocks", "rank"]].values.tolist() == [[2, 1], [5, 1]]
+    small = read_adapter(out / "adapter-slim-rank-1.safetensors")
+    slimmed = read_adapter(out / "adapter-slim.safetensors")
+    assert small.blocks == slimmed.blocks
+    assert {pair.rank for pair in small.modules.values()} == {1}
+    assert table["bytes"][0] == 4 * sum(pair.parameters for pair in small.modules.values())
+    missing, whole = (
+        sum(float(change.square().sum()) for change in changes)
+        for changes in (
+            [slimmed.modules[name].delta() - small.modules[name].delta() for name in small.modules],
+            [pair.delta() for pair in slimmed.modules.values()],
+        )
+    )
+    assert table["weight_error"][0] == pytest.approx((missing / whole) ** 0.5, rel=1e-4)
+    assert table["recovery"].between(0.1, metrics(out)["recovery"]).all()
+    plain = run(STRONG, block_table(STRONG), name="plain")
+    assert read_table(SLIM_RANKS, plain / "ranks.csv").empty
+    with pytest.raises(AdapterError, match="no less than the adapter's own rank 2"):
+        run(STRONG, block_table(STRONG), name="large", ranks=[2])
 
 
 def test_the_whole_adapter_is_a_possible_answer(run: Run, caplog: pytest.LogCaptureFixture) -> None:

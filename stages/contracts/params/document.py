@@ -83,7 +83,8 @@ class Params(Section):
     @rule
     def _prompts_match_the_trigger(self) -> None:
         trigger = self.caption.trigger
-        lacking = [p for p in self.prompts.develop + self.prompts.held_out if trigger not in p]
+        shown = self.prompts.develop + self.prompts.held_out + self.attribute.prompts
+        lacking = [p for p in shown if trigger not in p]
         if lacking:
             raise ValueError(f"prompts lack the trigger {trigger!r}: {lacking}")
         if having := [p for p in self.prompts.without_trigger if trigger in p]:
@@ -92,6 +93,15 @@ class Params(Section):
             raise ValueError(f"encode.class_prompts contain the trigger {trigger!r}: {having}")
         if find_trigger(self.encode.trigger_class, trigger):
             raise ValueError(f"encode.trigger_class is the trigger {trigger!r}; name its class")
+
+    @rule
+    def _prompts_of_shares_are_their_own(self) -> None:
+        own = self.attribute.prompts
+        known = {*self.prompts.develop, *self.prompts.held_out}
+        if taken := [p for place, p in enumerate(own) if p in known or p in own[:place]]:
+            raise ValueError(
+                f"attribute.prompts has what is named already, there or in prompts: {taken}"
+            )
 
     @rule
     def _encoded_is_what_was_prepared(self) -> None:

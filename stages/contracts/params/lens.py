@@ -95,6 +95,13 @@ class AttributeParams(Section):
     nodes: Annotated[int, Field(ge=1, le=64)] = Field(
         description="Gauss-Legendre nodes on the way from no LoRA to the full one."
     )
+    prompts: list[Text] = Field(
+        description="More prompts with the trigger, beside prompts.develop. Shares need no picture"
+        " per block, and prompts are what makes their ranking stable."
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="Noise seeds of the pictures that are noised, for each prompt."
+    )
     sigmas: Annotated[list[Sigma], Field(min_length=1)] = Field(
         description="Noise levels at which the velocity is compared."
     )
@@ -154,6 +161,10 @@ class SlimParams(Section):
         description="Lets the kept blocks make up for the others by strengths of their own; the"
         " larger, the closer to 1. null: all stay at 1."
     )
+    ranks: list[Positive] = Field(
+        description="Smaller ranks that the slim file and the whole one are also tried at; each"
+        " gives a file of its own beside the slim one."
+    )
     candidates: Positive = Field(
         description="Blocks that the greedy chooser tries at each step, best shares first."
     )
@@ -166,6 +177,11 @@ class SlimParams(Section):
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="Interval coverage.")
     resamples: Positive = Field(description="Bootstrap resamples behind each interval.")
     seed: Seed = Field(description="Seed of the bootstrap.")
+
+    @rule
+    def _ranks_are_named_once(self) -> None:
+        if len(set(self.ranks)) < len(self.ranks):
+            raise ValueError(f"ranks names one twice: {self.ranks}")
 
     @rule
     def _settings_of_choosers_have_an_effect(self) -> None:
