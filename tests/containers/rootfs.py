@@ -35,6 +35,16 @@ SHARED_MEMORY = "64m"
 """What Docker gives a container without --shm-size."""
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
 TIMEOUT_S = 900.0
+APT_CLEANS = 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };\n'
+SLIM = """\
+path-exclude /usr/share/doc/*
+path-include /usr/share/doc/*/copyright
+path-exclude /usr/share/info/*
+path-exclude /usr/share/lintian/*
+path-exclude /usr/share/locale/*
+path-exclude /usr/share/man/*
+"""
+"""Both are in Debian's images: github.com/debuerreotype/debuerreotype, scripts/."""
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
@@ -44,7 +54,9 @@ class Image:
 
     layers: list[Path]
     environment: dict[str, str] = field(
-        default_factory=lambda: {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        default_factory=lambda: {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        }
     )
     user: str = "0:0"
     directory: str = "/"
@@ -176,6 +188,8 @@ def debian_root(suite: str, folder: Path) -> Path:
         f"deb {DEBIAN}/debian {suite}-updates main\n"
         f"deb {DEBIAN}/debian-security {suite}-security main\n"
     )
+    (folder / "etc/apt/apt.conf.d/docker-clean").write_text(APT_CLEANS)
+    (folder / "etc/dpkg/dpkg.cfg.d/docker").write_text(SLIM)
     subprocess.run(["chroot", folder, "apt-get", "clean"], check=True)
     return folder
 

@@ -64,7 +64,7 @@ def test_targets_have_an_init_a_health_check_and_volumes(target: str) -> None:
     }
     assert words(said["ENTRYPOINT"])[0] == "tini"
     assert said["HEALTHCHECK"].endswith('CMD ["healthcheck"]')
-    assert words(said["VOLUME"]) == ["/data", "/cache"]
+    assert words(said["VOLUME"]) == ["/data", "/cache", "/locks"]
     assert said["STOPSIGNAL"] == "SIGINT"
 
 
