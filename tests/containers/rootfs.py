@@ -34,7 +34,7 @@ DEBIAN = "http://deb.debian.org"
 SHARED_MEMORY = "64m"
 """What Docker gives a container without --shm-size."""
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
-TIMEOUT_S = 900.0
+TIMEOUT_S = 3600.0
 APT_CLEANS = 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };\n'
 SLIM = """\
 path-exclude /usr/share/doc/*

@@ -114,7 +114,9 @@ def test_every_package_is_locked_and_none_is_for_tests_alone(container: Containe
     listed, _, cuda = enter(container.image, ["python", "-c", program]).strip().rpartition(" ")
     assert cuda == "None"
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    locked = {_normal(name): version for name, version in re.findall(r"^(\S+)==(\S+)$", lock, re.M)}
+    locked = {
+        _normal(name): version for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.M)
+    }
     installed = {_normal(name): version.partition("+")[0] for name, version in json.loads(listed)}
     assert len(installed) > 100
     assert {k: v for k, v in installed.items() if locked.get(k) != v} == {}
