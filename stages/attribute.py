@@ -9,7 +9,8 @@ development prompts and of attribute.prompts (sampling/probes.py). They are aver
 levels, then over prompts and seeds, whose bootstrap gives the intervals. A share is signed: below 0
 the block works against the rest. levels.csv has the shares at each noise level, and what of them is
 done to the picture's tokens and to the prompt's. `prior` is what the weights alone say: the norm of
-each block's Delta W relative to its W, scaled to sum to 1.
+each block's Delta W relative to its W, scaled to sum to 1. `plain_share` is the share of what the
+LoRA does to prompts without the trigger: a block that has more there than elsewhere bleeds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from stages.adapters.norms import block_norms
 from stages.contracts.errors import AdapterError, Problem
 from stages.contracts.params import AttributeParams, ModelParams, PromptsParams, SamplingParams
 from stages.contracts.tables import LEVELS, PROBES, SHARES, write_table
-from stages.families.loading import checkpoint_blocks
 from stages.families.streams import STREAMS
 from stages.families.weights import ensure_weights
 from stages.lens.attribution import Effect, block_shares, measure_effect, relative_effect
@@ -38,11 +38,12 @@ from stages.lens.rankings import Resampling, bootstrap_tau, split_half_tau
 from stages.lens.selection import blocks_for
 from stages.lens.statistics import bootstrap_means, interval
 from stages.runtime.console import run_stage
+from stages.runtime.crew import Crew, open_crew
 from stages.runtime.files import rounded, write_json
 from stages.runtime.outputs import replace_folder
-from stages.sampling.generation import open_generator
-from stages.sampling.probes import make_probes, probe_velocity
+from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import name_prompts, number_prompts
+from stages.sampling.session import Session, set_scene
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +63,17 @@ def attribute(
     Raises:
         AdapterError: the adapter cannot be read, does not fit the base model, or has no effect.
         WeightsError: the base weights are missing or changed.
+        ClusterError: the workers of $BLOCKLENS_DASK are not there, or not fit for the work.
     """
     source = read_adapter(adapter)
     folder = ensure_weights(weights)
     priors = _priors(source, folder, adapter)
-    shown = (*name_prompts(prompts).develop, *number_prompts("attribute", params.prompts))
-    pictures = [(prompt.name, seed) for prompt in shown for seed in params.seeds]
+    named = name_prompts(prompts)
+    shown = (*named.develop, *number_prompts("attribute", params.prompts))
+    pictures, plain = (
+        [(prompt.name, seed) for prompt in group for seed in params.seeds]
+        for group in (shown, named.without_trigger)
+    )
     _log.info(
         "shares of %d blocks from %d prompts, %d seeds, %d noise levels and %d nodes",
         len(source.blocks),
@@ -76,22 +82,41 @@ def attribute(
         len(params.sigmas),
         params.nodes,
     )
-    with open_generator(folder, source, shown, model, sampling) as generator:
-        probes = make_probes(generator, pictures, params.sigmas, sampling)
-        velocity = probe_velocity(generator, probes, sampling.guidance)
-        if params.gradient_checkpointing:
-            checkpoint_blocks(generator.transformer)
-        effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
-        streams = block_shares(effect, params.nodes, sampling.batch, len(STREAMS))
+    every = (*shown, *named.without_trigger)
+    checkpointed = params.gradient_checkpointing
+    scene = set_scene(weights, adapter, every, model, sampling, checkpointed=checkpointed)
+    with open_crew(scene) as crew:
+        effect, streams = _shares(crew, pictures, source, params, sampling)
+        plain_streams = _shares(crew, plain, source, params, sampling)[1] if plain else None
     shares = streams.sum(axis=2)
     shape = (len(shown), len(params.seeds), len(params.sigmas), len(source.blocks))
     crossed = shares.reshape(shape).mean(axis=2)
     table = _table(source, crossed, priors, params)
+    table["plain_share"] = (
+        np.nan if plain_streams is None else plain_streams.sum(axis=2).mean(axis=0)
+    )
     with replace_folder(out) as work:
         write_table(SHARES, table, work / "shares.csv")
         write_table(LEVELS, _levels(source, streams, params), work / "levels.csv")
         write_table(PROBES, _probes(pictures, shares, effect, params), work / "probes.csv")
         write_json(work / "metrics.json", _metrics(table, streams, crossed, params))
+
+
+def _shares(
+    crew: Crew[Session],
+    pictures: Sequence[tuple[str, int]],
+    adapter: Adapter,
+    params: AttributeParams,
+    sampling: SamplingParams,
+) -> tuple[Effect, npt.NDArray[np.float64]]:
+    """Return the LoRA's effect at each probe, and the shares [probes, blocks, streams] of it.
+
+    There is a probe per picture and noise level; the noise level varies fastest.
+    """
+    probes = make_probes(crew, len(adapter.blocks), pictures, params.sigmas, sampling)
+    ask = ask_crew(crew, probes)
+    effect = measure_effect(ask, len(probes), len(adapter.blocks), sampling.batch)
+    return effect, block_shares(effect, params.nodes, sampling.batch, len(STREAMS))
 
 
 def _priors(adapter: Adapter, folder: Path, path: Path) -> npt.NDArray[np.float64]:

@@ -315,6 +315,8 @@ SHARES: Final = _table(
         "low": _real(),
         "high": _real(),
         "prior": _real(0.0),
+        # Of the effect on prompts without the trigger; empty where there is none.
+        "plain_share": _real(nullable=True),
     },
 )
 
@@ -361,6 +363,7 @@ BLOCKS: Final = _table(
         "share_low": _real(),
         "share_high": _real(),
         "prior": _real(0.0),
+        "plain_share": _real(nullable=True),
         "only_mse_to_none": _real(0.0, 65025.0, nullable=True),
         "only_recovery": _real(None, 1.0, nullable=True),
         "only_recovery_low": _real(None, 1.0, nullable=True),

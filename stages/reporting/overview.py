@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stages.contracts.blocks import BlockId
 from stages.contracts.params import Params
 from stages.reporting.block_map import share_is_uncertain
 from stages.reporting.evidence import Evidence
@@ -212,7 +213,20 @@ def _bleed(evidence: Evidence, bleed: float) -> Finding:
     if stopped:
         block = max(stopped, key=stopped.__getitem__)
         meaning += f" Without {block} alone {percent(stopped[block], 0)} of that would be gone."
+    elif beyond := _shares_beyond(evidence):
+        most, there, here = max(beyond, key=lambda one: one[1] - one[2])
+        meaning += f" {most} has {percent(there)} of that, and {percent(here)} with the word."
     return Finding("Bleed", percent(bleed, 0), meaning, bleed > 0.25)
+
+
+def _shares_beyond(evidence: Evidence) -> list[tuple[BlockId, float, float]]:
+    """Return each block's share without the trigger and with it, where both are known."""
+    return [
+        (result.block, there, here)
+        for result in evidence.present
+        if (there := result.number("plain_share")) is not None
+        and (here := result.number("share")) is not None
+    ]
 
 
 def _comparison(pair: Pair, longest_px: int) -> Comparison:

@@ -29,6 +29,7 @@ def shares() -> pd.DataFrame:
             "low": [0.2, 0.7],
             "high": [0.3, 0.8],
             "prior": [0.5, 0.5],
+            "plain_share": [0.25, 0.75],
         }
     )
 

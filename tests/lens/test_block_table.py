@@ -36,7 +36,10 @@ def pictures_of(rows: list[tuple[object, ...]]) -> pd.DataFrame:
 def blocks() -> pd.DataFrame:
     """Two blocks with shares and norms."""
     columns = {name: [1, 1] for name in ("modules", "rank", "parameters", "bytes")}
-    reals = {name: [0.5, 0.5] for name in ("norm", "relative_norm", "prior", "low", "high")}
+    reals = {
+        name: [0.5, 0.5]
+        for name in ("norm", "relative_norm", "prior", "plain_share", "low", "high")
+    }
     shares = {"block": ["double.0", "single.1"], "share": [0.7, 0.3]}
     return pd.DataFrame({**shares, **columns, **reals})
 

@@ -279,6 +279,7 @@ def write_lens(data: Path, example: Example) -> None:
             "low": [part - 0.25 * abs(part) - 0.002 for part in parts],
             "high": [part + 0.3 * abs(part) + 0.002 for part in parts],
             "prior": [0.02 + 0.2 * part for part in parts],
+            "plain_share": [float(place == 0) for place in range(len(parts))],
         }
     )
     write_table(SHARES, shares, data / "attribute" / "shares.csv")

@@ -55,9 +55,10 @@ def run(tmp_path: Path, tiny_flux: FluxTransformer2DModel, nano_flux: Path) -> R
     def run_attribute(strengths: dict[BlockId, float], name: str = "out", **change: object) -> Path:
         adapter = tmp_path / "adapter.safetensors"
         write_adapter(adapter, plant_adapter(tiny_architecture(), shapes, strengths))
+        prompts = PROMPTS.model_copy(update={"without_trigger": change.pop("plain", [])})
         params = PARAMS.model_copy(update=change)
         paths = {"weights": weights, "adapter": adapter, "out": tmp_path / name}
-        attribute(params, MODEL, SAMPLING, PROMPTS, **paths)
+        attribute(params, MODEL, SAMPLING, prompts, **paths)
         return tmp_path / name
 
     return run_attribute
@@ -136,6 +137,18 @@ def test_every_probe_has_its_error(run: Run) -> None:
     assert (probes["effect"] > 0.0).all()
     assert -1.0 <= metrics(out)["split_half_tau"] <= 1.0
     assert metrics(out)["blocks_against"] == (shares(out)["share"] < 0.0).sum()
+
+
+def test_prompts_without_the_trigger_have_shares_of_their_own(run: Run) -> None:
+    """They add up to 1 like the others, and are other numbers; no such prompts, no numbers."""
+    bare = shares(run(same_strength(BLOCKS, 0.05)))
+    assert bare["plain_share"].isna().all()
+    table = shares(run(same_strength(BLOCKS, 0.05), "plain", plain=["a robot"]))
+    assert table["plain_share"].sum() == pytest.approx(1.0, abs=0.01)
+    assert (table["plain_share"] - table["share"]).abs().max() > 1e-4
+    pd.testing.assert_frame_equal(
+        table.drop(columns="plain_share"), bare.drop(columns="plain_share")
+    )
 
 
 def test_absent_and_silent_blocks_differ(run: Run) -> None:
