@@ -147,14 +147,15 @@ def work_from_elsewhere(source: Path, api: str, tmp_path: Path) -> None:
 
 def online_workers(api: str) -> int:
     """Return how many workers of the pool the server has heard of lately."""
-    workers = httpx2.post(f"{api}/api/work_pools/blocklens/workers/filter", json={}).json()
+    address = f"{api}/api/work_pools/blocklens/workers/filter"
+    workers = httpx2.post(address, json={}, timeout=LIMIT_S).json()
     return len([each for each in workers if each["status"] == "ONLINE"])
 
 
 def answers(url: str) -> bool:
     """Return whether there is a 200 at an address."""
     try:
-        return httpx2.get(url).status_code == 200
+        return httpx2.get(url, timeout=LIMIT_S).status_code == 200
     except httpx2.HTTPError:
         return False
 
