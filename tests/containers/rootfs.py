@@ -35,7 +35,11 @@ SHARED_MEMORY = "64m"
 """What Docker gives a container without --shm-size."""
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
 TIMEOUT_S = 3600.0
-APT_CLEANS = 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };\n'
+APT_CLEANS = """\
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+"""
 SLIM = """\
 path-exclude /usr/share/doc/*
 path-include /usr/share/doc/*/copyright
