@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.containers.rootfs import Builder, Image, attempt, enter, layer_sizes
+from tests.containers.chroot import Image, attempt, enter
+from tests.containers.rootfs import Builder, layer_sizes
 
 ROOT = Path(__file__).parents[2]
 POSSIBLE = os.geteuid() == 0 and shutil.which("debootstrap") is not None
