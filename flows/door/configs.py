@@ -28,6 +28,7 @@ from stages.contracts.params import load_params
 LOCATIONS: Final = frozenset(
     {
         "caption.folder",
+        "evaluate.distances",
         "fetch.folder",
         "fetch.single_files",
         "prepare.images",

@@ -224,6 +224,11 @@ REQUESTS: dict[str, tuple[str, dict[str, Any] | Callable[[], dict[str, Any]], st
         "names files of the server",
     ),
     "weights of the server": (CREATE, config(fetch__folder="/root"), "names files of the server"),
+    "distances by a model of the server": (
+        CREATE,
+        config(evaluate__distances=[{"metric": "clip", "folder": "/x", "sha256": "0" * 64}]),
+        "names files of the server",
+    ),
     "LoRA of the server": (CREATE, config(split__adapter="/x"), "names files of the server"),
     "repository that is a path": (
         CREATE,
