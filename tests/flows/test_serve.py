@@ -36,7 +36,7 @@ def test_every_deployment_names_a_flow_of_ours() -> None:
     """prefect.yaml has no check of its own: entry points, the pool, and no concurrency limit."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     names = [deployment["name"] for deployment in document["deployments"]]
-    assert names == ["on-demand", "nightly"]
+    assert names == ["on-demand", "nightly", "focus", "sweep"]
     for deployment in document["deployments"]:
         file, _, function = deployment["entrypoint"].partition(":")
         assert f"\ndef {function}(" in (ROOT / file).read_text(encoding="utf-8")
