@@ -104,12 +104,12 @@ def test_a_sweep_of_the_whole_pipeline(small_run: Path, tmp_path: Path) -> None:
     grid: dict[str, list[Any]] = {"slim.recovery": [0.3]}
     first = run_sweep(project, grid)
     assert first.is_completed(), first.message
-    grid["slim.recovery"].append(0.6)
+    grid["slim.recovery"].append(0.98)
     second = run_sweep(project, grid, share=True, page="page.html")
     assert second.is_completed(), second.message
     names = [[*task_runs(state)] for state in (first, second)]
     assert [len(each) for each in names] == [1, 1]
-    assert [each[0].rpartition("-")[0] for each in names] == ["recovery-0.3", "recovery-0.6"]
+    assert [each[0].rpartition("-")[0] for each in names] == ["recovery-0.3", "recovery-0.98"]
     found = artifacts(second)
     assert found["sweep"].count('"slim.recovery"') == len(grid["slim.recovery"])
     assert found["sweep-plot"].startswith("data:image/svg+xml;base64,")
