@@ -27,7 +27,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 
 from flows import processes
-from flows.artifacts import publish_results, publish_states
+from flows.artifacts import publish_files, publish_results, publish_states
 from flows.graph import PlannedStage, read_plan
 from flows.local_server import prefect_api
 from flows.overrides import apply_overrides
@@ -110,10 +110,12 @@ def _run(root: Path, plan: Sequence[PlannedStage], force: bool) -> State[dict[st
             break
     rows += [{"stage": s.name, "state": "NotRun", "seconds": 0} for s in plan[len(rows) :]]
     publish_states(rows)
+    done = [name for name, state in states.items() if state.is_completed()]
+    publish_files(root, done)
     for state in states.values():
         if not state.is_completed():
             return Failed(message=state.message)
-    publish_results(root)
+    publish_results(root, done)
     return Completed(
         message=_summary([row["state"] for row in rows]),
         data={row["stage"]: row["state"] for row in rows},
