@@ -52,7 +52,7 @@ def apply_overrides(root: Path, overrides: Mapping[str, Any]) -> None:
     known = [f"{section}.{key}" for section, values in document.items() for key in values]
     if unknown := [_unknown(name, known) for name in overrides if name not in known]:
         raise ParamsError("The run's overrides name no parameters", unknown)
-    if signs := [_sign(name) for name in _unsafe_paths(root, overrides)]:
+    if signs := shell_problems(root, overrides):
         raise ParamsError("The run's overrides cannot be used", signs)
     for name, value in overrides.items():
         section, key = name.split(".")
@@ -79,6 +79,11 @@ def apply_overrides(root: Path, overrides: Mapping[str, Any]) -> None:
                 "params.yaml is not valid with the run's overrides", problems
             ) from error
         changed.replace(path)
+
+
+def shell_problems(root: Path, values: Mapping[str, Any]) -> list[Problem]:
+    """Return the paths among new values of params that a shell would read as something else."""
+    return [_sign(name) for name in _unsafe_paths(root, values)]
 
 
 def _unsafe_paths(root: Path, overrides: Mapping[str, Any]) -> list[str]:

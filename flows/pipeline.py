@@ -31,6 +31,7 @@ from flows.artifacts import publish_files, publish_results, publish_states
 from flows.graph import PlannedStage, read_plan
 from flows.local_server import prefect_api
 from flows.overrides import apply_overrides
+from flows.progress import ProgressBoard
 from flows.repro import exclusive_run, run_stage
 from stages.contracts.errors import BlocklensError
 
@@ -70,9 +71,14 @@ def pipeline(
 @task(cache_policy=NO_CACHE, persist_result=False)
 def reproduce(stage: str, force: bool, timeout_s: float | None) -> State[Any]:
     """Run one stage through DVC; the name of the state says what happened."""
-    logger = get_run_logger()
+    logger, board = get_run_logger(), ProgressBoard(stage)
+
+    def on_line(line: str) -> None:
+        logger.info(line)
+        board.follow(line)
+
     try:
-        outcome = run_stage(Path.cwd(), stage, logger.info, force=force, timeout_s=timeout_s)
+        outcome = run_stage(Path.cwd(), stage, on_line, force=force, timeout_s=timeout_s)
     except BlocklensError as error:
         return Failed(message=str(error))
     # No data: Prefect knows a result by its identity, and equal words would tie stages together.
