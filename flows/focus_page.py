@@ -32,19 +32,20 @@ Written by `{command}`; do not edit.
 
 The LoRA of `params.yaml` has all {blocks} blocks at rank {rank}. Stage slim kept {blocks_kept} of
 them: {chosen}. Those alone were trained again from nothing, same data, seed and steps, at rank
-{rank_again} (alpha {alpha:g}): as many bytes, spent on fewer blocks.
+{rank_again} (alpha {alpha:g}), the largest that is no more bytes.
 
 {table}
 
 Validation loss: {verdict} (before training {validation_loss_base:.6f}). It says which of the two
 predicts pictures better that neither has seen. Recovery says how much of the first LoRA's effect is
 in the pictures of {held_out_pictures} held-out prompts and seeds; a LoRA trained again may draw as
-well and yet otherwise. One training each: a small difference holds for this seed.
+well and yet otherwise (below 0: farther from them than pictures without a LoRA are). One training
+each: a small difference holds for this seed.
 
 ![Without a LoRA, all blocks, slimmed, trained again]({picture})
 
-The second training is the experiment `{name}`: `dvc exp apply {name}` brings it into the working
-tree.
+The second training is the experiment `{name}`;
+`dvc exp apply` brings it into the working tree.
 """
 _COLUMNS: Final = (
     "LoRA",
