@@ -42,7 +42,7 @@ def write_card(
         instance_prompt=params.caption.trigger,
         tags=list(_TAGS),
         widget=[{"text": one.prompt, "output": {"url": one.path}} for one in samples],
-        **({"base_model": base} if base else {}),
+        base_model=base,
     ).to_yaml()
     slim = json.loads(slim_metrics.read_text(encoding="utf-8"))
     ranked = blocks.sort_values(["share", "block"], ascending=[False, True])

@@ -19,7 +19,8 @@ import httpx2
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from flows.card import Sample, write_card
 from stages.contracts.errors import BlocklensError, Problem
