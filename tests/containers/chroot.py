@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,23 @@ class Image:
     command: list[str] = field(default_factory=list)
     healthcheck: list[str] = field(default_factory=list)
     steps: dict[Path, str] = field(default_factory=dict)
+
+
+def can_build() -> bool:
+    """Return whether this machine lets us: root, debootstrap, overlayfs, and the mounts of a root.
+
+    A container of a build service is often root without the right to mount.
+    """
+    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        layers = [Path(folder) / str(number) for number in range(3)]
+        for each in (*layers, *map(merged, layers), Path(folder) / "work-2"):
+            each.mkdir()
+        (layers[0] / "proc").mkdir()
+        point = merged(layers[2])
+        mounts = [mount_command(layers[:2], point, layers[2]), f"mount -t proc proc {point}/proc"]
+        return namespace(mounts, ["true"]).returncode == 0
 
 
 def enter(
