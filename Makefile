@@ -10,7 +10,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: run flow serve mixer ablation test lint types unit clean
+.PHONY: run flow serve mcp mixer image image-cuda ablation test lint types unit clean
 
 # DVC deletes a stage's outputs before the stage can refuse its input: bring the last good ones back.
 run: $(INSTALLED)
@@ -24,6 +24,17 @@ flow: $(INSTALLED)
 # Prefect's server and a worker on this machine, until Ctrl-C: docs/serving.md.
 serve: $(INSTALLED)
 	python -m flows.serve
+
+# Container images, for the machine they are built on and for others: docker/README.md.
+image:
+	docker build --file docker/Dockerfile --target cpu --tag blocklens:cpu .
+
+image-cuda:
+	docker build --file docker/Dockerfile --target cuda $(if $(CUDA),--build-arg CUDA=$(CUDA)) --tag blocklens:cuda .
+
+# The same for other programs: an MCP server on this machine, beside `make serve`: docs/mcp.md.
+mcp: $(INSTALLED)
+	python -m flows.door
 
 # Blocks on and off by hand, on a page of this machine, until Ctrl-C: docs/mixer.md.
 mixer: $(INSTALLED)

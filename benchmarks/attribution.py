@@ -27,12 +27,14 @@ from stages.families.streams import STREAMS
 from stages.lens.attribution import block_shares, measure_effect
 from stages.lens.statistics import rank_tau
 from stages.runtime.console import prepare_process
-from stages.sampling.generation import Generator, Job, generate_latents, open_generator
-from stages.sampling.probes import make_probes, probe_velocity
-from stages.sampling.prompts import name_prompts
+from stages.runtime.crew import Crew, open_crew
+from stages.sampling.generation import Job
+from stages.sampling.probes import ask_crew, make_probes
+from stages.sampling.prompts import NamedPrompt, name_prompts
+from stages.sampling.session import Session, finish_latents, set_scene
 
 ROOT: Final = Path(__file__).parents[1]
-BASE: Final = ROOT / "data" / "nano-flux"
+WEIGHTS: Final = ROOT / "data" / "fetch" / "manifest.json"
 BACKWARD: Final = 2
 """A backward pass in forward passes: it multiplies by each weight's transpose, and by inputs."""
 SAME, RENDERED, SHARES = "isolate, same pictures", "isolate, as rendered", "shares"
@@ -56,19 +58,19 @@ def passes(params: Params, blocks: int) -> dict[str, int]:
     }
 
 
-def batch_seconds(generator: Generator, params: Params, blocks: int) -> dict[str, float]:
+def batch_seconds(
+    crew: Crew[Session], prompt: NamedPrompt, params: Params, blocks: int
+) -> dict[str, float]:
     """Return the seconds of one batch: a step of pictures with one block each, a node of shares."""
     sampling, attribute = params.sampling, params.attribute
-    name = next(iter(generator.texts))
+    name = prompt.name
     eye = torch.eye(blocks).tolist()
     jobs = [Job(name, seed, tuple(eye[seed % blocks])) for seed in range(sampling.batch)]
     shots = [(name, seed) for seed in range(sampling.batch)]
-    probes = make_probes(generator, shots, attribute.sigmas[:1], sampling)
-    effect = measure_effect(
-        probe_velocity(generator, probes, sampling.guidance), len(probes), blocks, sampling.batch
-    )
+    probes = make_probes(crew, blocks, shots, attribute.sigmas[:1], sampling)
+    effect = measure_effect(ask_crew(crew, probes), len(probes), blocks, sampling.batch)
     begun = time.perf_counter()
-    generate_latents(generator, jobs, sampling)
+    list(crew.each(finish_latents, [(sampling.batch, jobs)]))
     drawn = time.perf_counter()
     block_shares(effect, 1, sampling.batch, len(STREAMS))
     return {
@@ -79,10 +81,12 @@ def batch_seconds(generator: Generator, params: Params, blocks: int) -> dict[str
 
 def report(params: Params, rounds: int) -> list[str]:
     """Return the lines of the report."""
-    source = read_adapter(ROOT / params.split.adapter)
+    adapter = ROOT / params.split.adapter
+    source = read_adapter(adapter)
     prompts, blocks = name_prompts(params.prompts).develop, len(source.blocks)
-    with open_generator(BASE, source, prompts[:1], params.model, params.sampling) as generator:
-        timed = [batch_seconds(generator, params, blocks) for _ in range(rounds)]
+    scene = set_scene(WEIGHTS, adapter, prompts[:1], params.model, params.sampling)
+    with open_crew(scene) as crew:
+        timed = [batch_seconds(crew, prompts[0], params, blocks) for _ in range(rounds)]
     counted, attribute = passes(params, blocks), params.attribute
     forward = median(one[RENDERED] for one in timed) / params.sampling.batch
     node = median(one[SHARES] for one in timed) / params.sampling.batch

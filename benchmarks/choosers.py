@@ -36,15 +36,17 @@ from stages.lens.attribution import Effect, block_shares, measure_effect
 from stages.lens.interaction import lost, measure_interaction
 from stages.lens.rankings import Resampling
 from stages.runtime.console import prepare_process
-from stages.sampling.generation import open_generator
-from stages.sampling.probes import make_probes, probe_velocity
+from stages.runtime.crew import open_crew
+from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import name_prompts
+from stages.sampling.session import set_scene
 from stages.sampling.variants import Variant, gate_values, only, without
 from stages.slimming.choosers import COLUMNS, Choosing, Measured, order_blocks
 from stages.slimming.refitting import crossed_strengths, size_strengths
 from stages.slimming.trial import Shots, Studio, Trial, draw_references, find_size
 
 BASE: Final = ROOT / "data" / "nano-flux"
+WEIGHTS: Final = ROOT / "data" / "fetch" / "manifest.json"
 SIGMAS: Final = (0.3, 0.5, 0.7, 0.9, 0.97)
 RIDGE: Final = 1.0
 
@@ -171,8 +173,8 @@ def open_bench(name: str, out: Path) -> Iterator[Bench]:
     every = (*named.develop, *named.held_out)
     # Batches are always full: one larger than what is asked for would be padded.
     sampling = params.sampling.model_copy(update={"batch": len(develop)})
-    with open_generator(BASE, source, every, params.model, sampling) as generator:
-        studio = Studio(generator, sampling)
+    with open_crew(set_scene(WEIGHTS, path, every, params.model, sampling)) as crew:
+        studio = Studio(crew, len(source.blocks), sampling)
         trials = draw_references(studio, (develop, held_out), path)
         yield Bench(name, params, source, sizes, folder, studio, *trials)
 
@@ -180,9 +182,10 @@ def open_bench(name: str, out: Path) -> Iterator[Bench]:
 def measure_probes(bench: Bench, sigmas: Sequence[float]) -> Effect:
     """Return the LoRA's effect on the development shots at these noise levels."""
     studio = bench.studio
-    probes = make_probes(studio.generator, [*bench.develop.shots], sigmas, studio.sampling)
-    velocity = probe_velocity(studio.generator, probes, studio.sampling.guidance)
-    return measure_effect(velocity, len(probes), len(bench.sizes), studio.sampling.batch)
+    shots, sampling = [*bench.develop.shots], studio.sampling
+    probes = make_probes(studio.crew, studio.blocks, shots, sigmas, sampling)
+    ask = ask_crew(studio.crew, probes)
+    return measure_effect(ask, len(probes), studio.blocks, sampling.batch)
 
 
 def products(bench: Bench) -> np.ndarray:

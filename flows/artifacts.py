@@ -1,16 +1,18 @@
-"""What a flow run leaves to look at in Prefect: states, metrics, contact sheet, report link."""
+"""What a flow run leaves in Prefect: states, files, metrics, blocks, contact sheet, report link."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import logging
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from PIL import Image
 from prefect.artifacts import (
     create_image_artifact,
@@ -23,6 +25,16 @@ from flows.graph import GraphError, run_dvc
 
 CONTACT_SHEET: Final = Path("data/evaluate/sheet.png")
 REPORT: Final = Path("data/report/index.html")
+BLOCKS: Final = Path("data/evaluate/blocks.csv")
+BLOCK_COLUMNS: Final = (
+    "block",
+    "share",
+    "share_low",
+    "share_high",
+    "only_recovery",
+    "without_recovery",
+    "bytes",
+)
 IMAGE_LIMIT_BYTES: Final = 150_000
 """A data: URI is a third longer than its bytes; 200 kB are the most we put into the database."""
 WIDEST_PX: Final = 1600
@@ -37,8 +49,45 @@ def publish_states(rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def publish_results(root: Path) -> None:
-    """Leave metrics, contact sheet and report link, as far as the pipeline in `root` has them."""
+def publish_files(root: Path, stages: Collection[str]) -> None:
+    """Leave the table of the single files that these stages have made: path, MD5, bytes.
+
+    A later run in the same checkout writes others in their place. Those that DVC caches are found
+    under their MD5 then.
+    """
+    if rows := made_files(root, stages):
+        create_table_artifact(table=rows, key="files", description="Files of this run")
+
+
+def made_files(root: Path, stages: Collection[str]) -> list[dict[str, Any]]:
+    """Return path, MD5 and size of the stages' outputs that are files, as dvc.lock has them."""
+    lock = root / "dvc.lock"
+    if not lock.is_file():
+        return []
+    document = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
+    entries = document.get("stages") or {}
+    return [
+        {"stage": stage, "path": out["path"], "md5": out["md5"], "bytes": out["size"]}
+        for stage in sorted(stages)
+        for out in entries.get(stage, {}).get("outs", [])
+        if not out["md5"].endswith(".dir")
+    ]
+
+
+def block_rows(root: Path) -> list[dict[str, str]]:
+    """Return what the evaluation says of each block, the largest share first."""
+    with (root / BLOCKS).open(encoding="utf-8", newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["share"]))
+    return [{column: row[column] for column in BLOCK_COLUMNS} for row in rows]
+
+
+def publish_results(root: Path, stages: Collection[str]) -> None:
+    """Leave metrics, blocks, contact sheet and report link, as far as the pipeline has them.
+
+    The blocks are left by the run that has visited `evaluate` alone.
+    """
+    if "evaluate" in stages and (root / BLOCKS).is_file():
+        create_table_artifact(table=block_rows(root), key="blocks", description="Blocks")
     if metrics := metrics_markdown(root):
         create_markdown_artifact(markdown=metrics, key="metrics", description="Metrics")
     if (root / CONTACT_SHEET).is_file():

@@ -24,6 +24,8 @@ from stages.contracts.errors import BlocklensError, Problem
 from stages.contracts.params import Params
 
 PARAMS: Final = "params.yaml"
+Recorded = tuple[dict[str, Any], dict[str, dict[str, float]]]
+"""Params, and metrics by file."""
 _FAILED: Final = re.compile(r"^ERROR: failed to reproduce '(?P<stage>[^']+)'")
 
 
@@ -76,8 +78,21 @@ def finished_experiments(root: Path, metrics_path: str) -> dict[str, Experiment]
     Left out: what still runs (or was killed, which DVC shows as running), and what lacks params
     or metrics.
     """
-    head = run_git(root, "rev-parse", "HEAD")
     found = {}
+    for name, (params, metrics) in read_experiments(root).items():
+        if params and metrics.get(metrics_path):
+            found[name] = Experiment(params, metrics[metrics_path])
+    return found
+
+
+def read_experiments(root: Path) -> dict[str, Recorded]:
+    """Return params and metrics of the finished experiments of the current commit, by name.
+
+    Metrics are by file. An experiment has those of stages after its last one, too, as the commit
+    has them.
+    """
+    head = run_git(root, "rev-parse", "HEAD")
+    found: dict[str, Recorded] = {}
     for commit in json.loads(run_dvc(root, "exp", "show", "--json")):
         if commit["rev"] != head:
             continue
@@ -85,10 +100,9 @@ def finished_experiments(root: Path, metrics_path: str) -> dict[str, Experiment]
             data = experiment["revs"][0]["data"]
             if experiment["executor"] is not None or data is None:
                 continue
-            params = data["params"].get(PARAMS, {}).get("data")
-            metrics = data["metrics"].get(metrics_path, {}).get("data")
-            if params and metrics:
-                found[experiment["name"]] = Experiment(params, metrics)
+            params = data["params"].get(PARAMS, {}).get("data") or {}
+            metrics = {path: each.get("data") or {} for path, each in data["metrics"].items()}
+            found[experiment["name"]] = (params, metrics)
     return found
 
 

@@ -6,27 +6,32 @@ a row differs from the first one in one thing that the row names.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flows.param_changes import (
+    Scalar,
+    check_changes,
+    describe,
+    follow_problems,
+    name_problems,
+    value_of,
+    with_changes,
+)
 from stages.contracts.errors import BlocklensError, Problem
 from stages.contracts.params import Params, load_params
 
 DEFAULT: Final = "default"
 """Name of the cell in which nothing is changed."""
 _FINGERPRINT_DIGITS: Final = 8
-
-Scalar = bool | int | float | str | None
 
 
 class GridError(BlocklensError, ValueError):
@@ -90,20 +95,22 @@ def load_cells(grid_path: Path, params_path: Path, sections: Collection[str]) ->
     base = {k: v for k, v in _mapping(content.get("base")).items() if isinstance(v, Scalar)}
     factors = _well_formed(content.get("factors"))
     follow = {k: v for k, v in _mapping(content.get("follow")).items() if isinstance(v, str)}
-    problems += _name_problems(grid_path, [*base, *factors, *follow], sections)
-    problems += _follow_problems(grid_path, factors, follow)
-    base = {name: value for name, value in base.items() if _field(name) is not None}
-    based = _check(grid_path, document, base)
+    names = [*base, *factors, *follow]
+    problems += name_problems(str(grid_path), names, sections, "a training")
+    problems += follow_problems(str(grid_path), factors, follow)
+    base = {name: value for name, value in base.items() if describe(name) is not None}
+    factor, value = next(iter(base.items()), ("base", None))
+    based = check_changes(f"{grid_path}: {factor} = {value!r}", document, base)
     cells = []
     if isinstance(based, Params):
-        document = _changed(document, base)
+        document = with_changes(document, base)
         cells.append(Cell("", None, {}, base, based.model_dump(mode="json")))
     else:
         problems += based
     for factor, values in factors.items():
-        if _field(factor) is None:
+        if describe(factor) is None:
             continue
-        before = _value_of(document, factor)
+        before = value_of(document, factor)
         if len({repr(value) for value in values}) < len(values):
             where = f"{grid_path}: factors.{factor}"
             problems.append(Problem(where, f"a value stands twice in {values}", "Remove one"))
@@ -111,8 +118,8 @@ def load_cells(grid_path: Path, params_path: Path, sections: Collection[str]) ->
             if type(value) is type(before) and value == before:
                 continue
             followers = {name: value for name, leader in follow.items() if leader == factor}
-            changes = {factor: value, **{n: v for n, v in followers.items() if _field(n)}}
-            checked = _check(grid_path, document, changes)
+            changes = {factor: value, **{n: v for n, v in followers.items() if describe(n)}}
+            checked = check_changes(f"{grid_path}: {factor} = {value!r}", document, changes)
             if isinstance(checked, Params):
                 values_of_all = checked.model_dump(mode="json")
                 cells.append(Cell(factor, value, changes, base, values_of_all))
@@ -174,90 +181,3 @@ def _well_formed(value: object) -> dict[str, list[Scalar]]:
         for name, values in _mapping(value).items()
         if isinstance(values, list) and all(isinstance(each, Scalar) for each in values)
     }
-
-
-def _name_problems(path: Path, names: Sequence[str], sections: Collection[str]) -> list[Problem]:
-    problems = []
-    known = [f"{section}.{key}" for section in sections for key in _keys(section)]
-    for name in names:
-        if name in known:
-            continue
-        if _field(name) is not None:
-            what, remedy = "decides nothing of a training", f"Sections that do: {sorted(sections)}"
-        else:
-            close = get_close_matches(name, known, n=1)
-            what = "no such param"
-            remedy = f"Did you mean {close[0]!r}?" if close else "Write SECTION.KEY of params.yaml"
-        problems.append(Problem(f"{path}: {name}", what, remedy))
-    return problems
-
-
-def _follow_problems(
-    path: Path, factors: Collection[str], follow: Mapping[str, str]
-) -> list[Problem]:
-    problems = []
-    for name, leader in follow.items():
-        where = f"{path}: follow.{name}"
-        if leader not in factors:
-            problems.append(Problem(where, f"{leader} is no factor", f"One of {list(factors)}"))
-        if name in factors:
-            problems.append(Problem(where, "it is a factor itself", "Remove one of the two"))
-    return problems
-
-
-def _model(section: str) -> type[BaseModel] | None:
-    field = Params.model_fields.get(section)
-    model = field.annotation if field else None
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
-
-
-def _keys(section: str) -> list[str]:
-    model = _model(section)
-    return list(model.model_fields) if model else []
-
-
-def _field(name: str) -> str | None:
-    """Return the description of a param, or None where there is no such param."""
-    section, _, key = name.partition(".")
-    model = _model(section)
-    field = model.model_fields.get(key) if model else None
-    return (field.description or name) if field else None
-
-
-def _value_of(document: Mapping[str, Any], name: str) -> object:
-    section, _, key = name.partition(".")
-    value: object = document[section][key]
-    return value
-
-
-def _check(
-    path: Path, document: Mapping[str, Any], changes: Mapping[str, Scalar]
-) -> Params | list[Problem]:
-    """Return the params with the changes, or what is wrong with them."""
-    factor, value = next(iter(changes.items()), ("base", None))
-    where = f"{path}: {factor} = {value!r}"
-    if isinstance(value, float) and "e" in repr(value) and "." not in repr(value):
-        # dvc exp run -S writes it so (YAML 1.2); PyYAML reads YAML 1.1, where it is a string.
-        what = f"DVC would write {value!r} into params.yaml, which YAML 1.1 takes for a word"
-        return [Problem(where, what, "Give it a second digit, such as 1.1e-05")]
-    try:
-        return Params.model_validate(_changed(document, changes))
-    except ValidationError as error:
-        messages: dict[str, str] = {}
-        for detail in error.errors():
-            name = ".".join(map(str, detail["loc"][:2]))
-            prefix = f"{name}: " if name in changes and name != factor else ""
-            message = prefix + detail["msg"].removeprefix("Value error, ")
-            messages.setdefault(name, message)
-        return [
-            Problem(where, message, _field(name) or "Change the value, or params.yaml")
-            for name, message in messages.items()
-        ]
-
-
-def _changed(document: Mapping[str, Any], changes: Mapping[str, Scalar]) -> dict[str, Any]:
-    changed = copy.deepcopy(dict(document))
-    for name, value in changes.items():
-        section, _, key = name.partition(".")
-        changed[section][key] = value
-    return changed

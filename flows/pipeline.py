@@ -27,10 +27,11 @@ from prefect.states import Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 
 from flows import processes
-from flows.artifacts import publish_results, publish_states
+from flows.artifacts import publish_files, publish_results, publish_states
 from flows.graph import PlannedStage, read_plan
 from flows.local_server import prefect_api
 from flows.overrides import apply_overrides
+from flows.progress import ProgressBoard
 from flows.repro import exclusive_run, run_stage
 from stages.contracts.errors import BlocklensError
 
@@ -70,9 +71,14 @@ def pipeline(
 @task(cache_policy=NO_CACHE, persist_result=False)
 def reproduce(stage: str, force: bool, timeout_s: float | None) -> State[Any]:
     """Run one stage through DVC; the name of the state says what happened."""
-    logger = get_run_logger()
+    logger, board = get_run_logger(), ProgressBoard(stage)
+
+    def on_line(line: str) -> None:
+        logger.info(line)
+        board.follow(line)
+
     try:
-        outcome = run_stage(Path.cwd(), stage, logger.info, force=force, timeout_s=timeout_s)
+        outcome = run_stage(Path.cwd(), stage, on_line, force=force, timeout_s=timeout_s)
     except BlocklensError as error:
         return Failed(message=str(error))
     # No data: Prefect knows a result by its identity, and equal words would tie stages together.
@@ -110,10 +116,12 @@ def _run(root: Path, plan: Sequence[PlannedStage], force: bool) -> State[dict[st
             break
     rows += [{"stage": s.name, "state": "NotRun", "seconds": 0} for s in plan[len(rows) :]]
     publish_states(rows)
+    done = [name for name, state in states.items() if state.is_completed()]
+    publish_files(root, done)
     for state in states.values():
         if not state.is_completed():
             return Failed(message=state.message)
-    publish_results(root)
+    publish_results(root, done)
     return Completed(
         message=_summary([row["state"] for row in rows]),
         data={row["stage"]: row["state"] for row in rows},

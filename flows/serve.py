@@ -1,10 +1,11 @@
 """Prefect's server and one worker on this machine, with the deployments of prefect.yaml.
 
-    python -m flows.serve [--port 4200] [--clone .blocklens/worker]
+    python -m flows.serve [--port 4200] [--clone .blocklens/worker] [--server URL]
 
 Prints the address of the page, and runs until Ctrl-C or SIGTERM, which stop a running stage so
 that it can go on later, then the worker, then the server. The database is in PREFECT_HOME
-(.blocklens/prefect); everything listens on this machine alone.
+(.blocklens/prefect); everything listens on this machine alone. With --server there is a server
+already, at an address such as http://server:4200/api: only the worker is started here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,8 @@ ZOMBIES: Final = "Runs without a heartbeat are crashed"
 HEARTBEAT_S: Final = 60
 DEAD_AFTER_S: Final = 300
 STOP_GRACE_S: Final = 60.0
+_PREFECT: Final = (sys.executable, "-m", "prefect")
+_WORKER: Final = (*_PREFECT, "worker", "start", "--pool", POOL, "--limit", "1")
 _LEASES: Final = "prefect.server.concurrency.lease_storage.filesystem"
 _log = logging.getLogger("flows.serve")  # run as a program, __name__ is another
 
@@ -61,12 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--clone", type=Path, default=CLONE, help="the worker's own clone")
+    parser.add_argument("--server", metavar="URL", help="the API of a server that runs already")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("flows").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        serve(Path.cwd(), options.clone, options.port)
+        if options.server is None:
+            serve(Path.cwd(), options.clone, options.port)
+        else:
+            work(Path.cwd(), options.clone, options.server)
     except BlocklensError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -84,28 +91,46 @@ def serve(source: Path, clone: Path, port: int) -> None:
     """
     _require_free(port)
     update_clone(str(source), str(clone))
-    environment = serving_environment(source, clone, port)
-    logs = Path(environment["PREFECT_HOME"])
-    prefect = [sys.executable, "-m", "prefect"]
-    with _running([*prefect, "server", "start"], environment, logs / "server.log") as server:
-        wait_until_healthy(server, environment["PREFECT_API_URL"], logs / "server.log")
-        _register(prefect, environment, source)
-        worker = [*prefect, "worker", "start", "--pool", POOL, "--limit", "1"]
-        with _running(worker, environment, logs / "worker.log") as working:
-            _log.info("Prefect: http://%s:%d (Ctrl-C stops it)", HOST, port)
-            _wait(server, working, logs)
-
-
-def serving_environment(source: Path, clone: Path, port: int) -> dict[str, str]:
-    """Return the environment of server and worker: loopback, and leases that survive a restart."""
     url = f"http://{HOST}:{port}/api"
-    return {
-        **os.environ,
-        "PREFECT_API_URL": url,
+    environment = serving_environment(source, clone, url) | {
         "PREFECT_UI_API_URL": url,
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": _LEASES,
+    }
+    logs = Path(environment["PREFECT_HOME"])
+    with _running([*_PREFECT, "server", "start"], environment, logs / "server.log") as server:
+        wait_until_healthy(server, url, logs / "server.log")
+        _register(environment, source)
+        with _running(_WORKER, environment, logs / "worker.log") as working:
+            _log.info("Prefect: http://%s:%d (Ctrl-C stops it)", HOST, port)
+            _wait({"server": server, "worker": working}, logs)
+
+
+def work(source: Path, clone: Path, url: str) -> None:
+    """Register the deployments at the API of a running server, and work for it.
+
+    What the worker says goes to this process's own output, and it answers at /health on the port
+    that PREFECT_WORKER_WEBSERVER_PORT names, 8080 by default: a container's ways to be watched.
+
+    Raises:
+        ServeError: registration or worker fail.
+        CloneError: the worker's clone would be in a place that holds something else.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the worker was stopped.
+    """
+    update_clone(str(source), str(clone))
+    environment = serving_environment(source, clone, url)
+    _register(environment, source)
+    with _running([*_WORKER, "--with-healthcheck"], environment) as working:
+        _log.info("working for %s", url)
+        _wait({"worker": working})
+
+
+def serving_environment(source: Path, clone: Path, url: str) -> dict[str, str]:
+    """Return the environment of a worker of the server at `url`, and of what registers there."""
+    return {
+        **os.environ,
+        "PREFECT_API_URL": url,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
         "BLOCKLENS_SOURCE": str(source.resolve()),
         "BLOCKLENS_CLONE": str(clone.resolve()),
@@ -143,7 +168,7 @@ def crash_zombies() -> Automation:
     )
 
 
-def _register(prefect: Sequence[str], environment: Mapping[str, str], source: Path) -> None:
+def _register(environment: Mapping[str, str], source: Path) -> None:
     """Make the pool (again), the deployments and the automation."""
     commands = (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
@@ -152,7 +177,7 @@ def _register(prefect: Sequence[str], environment: Mapping[str, str], source: Pa
     )
     for command in commands:
         done = subprocess.run(
-            [*prefect, *command],
+            [*_PREFECT, *command],
             cwd=source,
             env=dict(environment),
             capture_output=True,
@@ -173,32 +198,38 @@ async def _register_automation() -> None:
         await crash_zombies().acreate()
 
 
-def _wait(server: subprocess.Popen[str], worker: subprocess.Popen[str], logs: Path) -> None:
+def _wait(processes_by_name: Mapping[str, subprocess.Popen[str]], logs: Path | None = None) -> None:
     while True:
-        for name, process in (("server", server), ("worker", worker)):
+        for name, process in processes_by_name.items():
             if process.poll() is not None:
-                raise ServeError(_ended(name, process, logs / f"{name}.log"))
+                raise ServeError(_ended(name, process, logs and logs / f"{name}.log"))
         time.sleep(0.5)
 
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str], log: Path
+    command: Sequence[str], environment: Mapping[str, str], log: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as file:
-        process = processes.start_guarded(
-            command, STOP_GRACE_S, env=dict(environment), stdout=file, stderr=subprocess.STDOUT
-        )
+    """Run a command until the context ends; without a log it writes where this process does."""
+    with ExitStack() as stack:
+        output: dict[str, object] = {}
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            output["stdout"] = stack.enter_context(log.open("w", encoding="utf-8"))
+            output["stderr"] = subprocess.STDOUT
+        process = processes.start_guarded(command, STOP_GRACE_S, env=dict(environment), **output)
     try:
         yield process
     finally:
         processes.stop(process, STOP_GRACE_S)
 
 
-def _ended(name: str, process: subprocess.Popen[str], log: Path) -> str:
+def _ended(name: str, process: subprocess.Popen[str], log: Path | None) -> str:
+    said = f"Prefect's {name} ended with exit code {process.returncode}."
+    if log is None:
+        return said
     end = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
-    return f"Prefect's {name} ended with exit code {process.returncode}. The end of {log}:\n{end}"
+    return f"{said} The end of {log}:\n{end}"
 
 
 def _require_free(port: int) -> None:

@@ -31,7 +31,6 @@ from stages.adapters.norms import block_norms
 from stages.contracts.errors import AdapterError, Problem
 from stages.contracts.params import AttributeParams, ModelParams, PromptsParams, SamplingParams
 from stages.contracts.tables import LEVELS, PROBES, SHARES, write_table
-from stages.families.loading import checkpoint_blocks
 from stages.families.streams import STREAMS
 from stages.families.weights import ensure_weights
 from stages.lens.attribution import Effect, block_shares, measure_effect, relative_effect
@@ -39,11 +38,12 @@ from stages.lens.rankings import Resampling, bootstrap_tau, split_half_tau
 from stages.lens.selection import blocks_for
 from stages.lens.statistics import bootstrap_means, interval
 from stages.runtime.console import run_stage
+from stages.runtime.crew import Crew, open_crew
 from stages.runtime.files import rounded, write_json
 from stages.runtime.outputs import replace_folder
-from stages.sampling.generation import Generator, open_generator
-from stages.sampling.probes import make_probes, probe_velocity
+from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import name_prompts, number_prompts
+from stages.sampling.session import Session, set_scene
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def attribute(
     Raises:
         AdapterError: the adapter cannot be read, does not fit the base model, or has no effect.
         WeightsError: the base weights are missing or changed.
+        ClusterError: the workers of $BLOCKLENS_DASK are not there, or not fit for the work.
     """
     source = read_adapter(adapter)
     folder = ensure_weights(weights)
@@ -82,11 +83,11 @@ def attribute(
         params.nodes,
     )
     every = (*shown, *named.without_trigger)
-    with open_generator(folder, source, every, model, sampling) as generator:
-        if params.gradient_checkpointing:
-            checkpoint_blocks(generator.transformer)
-        effect, streams = _shares(generator, pictures, source, params, sampling)
-        plain_streams = _shares(generator, plain, source, params, sampling)[1] if plain else None
+    checkpointed = params.gradient_checkpointing
+    scene = set_scene(weights, adapter, every, model, sampling, checkpointed=checkpointed)
+    with open_crew(scene) as crew:
+        effect, streams = _shares(crew, pictures, source, params, sampling)
+        plain_streams = _shares(crew, plain, source, params, sampling)[1] if plain else None
     shares = streams.sum(axis=2)
     shape = (len(shown), len(params.seeds), len(params.sigmas), len(source.blocks))
     crossed = shares.reshape(shape).mean(axis=2)
@@ -102,7 +103,7 @@ def attribute(
 
 
 def _shares(
-    generator: Generator,
+    crew: Crew[Session],
     pictures: Sequence[tuple[str, int]],
     adapter: Adapter,
     params: AttributeParams,
@@ -112,9 +113,9 @@ def _shares(
 
     There is a probe per picture and noise level; the noise level varies fastest.
     """
-    probes = make_probes(generator, pictures, params.sigmas, sampling)
-    velocity = probe_velocity(generator, probes, sampling.guidance)
-    effect = measure_effect(velocity, len(probes), len(adapter.blocks), sampling.batch)
+    probes = make_probes(crew, len(adapter.blocks), pictures, params.sigmas, sampling)
+    ask = ask_crew(crew, probes)
+    effect = measure_effect(ask, len(probes), len(adapter.blocks), sampling.batch)
     return effect, block_shares(effect, params.nodes, sampling.batch, len(STREAMS))
 
 

@@ -22,8 +22,6 @@ from typing import TypeAlias
 import pandas as pd
 
 from stages.adapters.files import read_adapter
-from stages.adapters.matched_noise import matched_noise
-from stages.adapters.module import Adapter
 from stages.contracts.blocks import BlockId
 from stages.contracts.params import (
     ModelParams,
@@ -37,18 +35,19 @@ from stages.families.architecture import read_architecture
 from stages.families.weights import ensure_weights
 from stages.imaging.png import encode_png
 from stages.runtime.console import run_stage
-from stages.runtime.device import configure_torch
+from stages.runtime.crew import Crew, Setting, open_crew
+from stages.runtime.device import device_type
 from stages.runtime.files import sha256_file, write_json
 from stages.runtime.fingerprint import run_fingerprint
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
-from stages.sampling.generation import Generator, Job, generate
+from stages.sampling.generation import Job
 from stages.sampling.picture_plan import PlannedPicture, Series, plan_pictures, prompts_of
+from stages.sampling.session import Outfit, Picture, Session, draw, set_scene
 from stages.sampling.variants import gate_values
-from stages.sampling.wardrobe import load_generator, worn
 
-Batch: TypeAlias = tuple[PlannedPicture, ...]
-"""Pictures that are made at once."""
+Batch: TypeAlias = tuple[Outfit, tuple[PlannedPicture, ...]]
+"""Pictures that are made at once, and what the model wears for them."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +67,7 @@ def render(
     Raises:
         AdapterError: the adapter cannot be read or does not fit the base model.
         WeightsError: the base weights are missing or changed.
+        ClusterError: the workers of $BLOCKLENS_DASK are not there, or not fit for the work.
     """
     source = read_adapter(adapter)
     folder = ensure_weights(weights)
@@ -76,18 +76,12 @@ def render(
     sections = {"render": params, "model": model, "sampling": sampling, "prompts": prompts}
     state = _state_folder(sections, weights, adapter)
     _announce(pictures, state, len(source.blocks))
-    missing: dict[int | None, list[Batch]] = {}
-    for one in series:
-        batches = [*_unfinished(one, sampling.batch, state)]
-        missing.setdefault(one.noise_seed, []).extend(batches)
-    adapters = {seed: source if seed is None else matched_noise(source, seed) for seed in missing}
-    if any(missing.values()):
-        generator = load_generator(folder, prompts_of(series), model, sampling)
-    for noise_seed, batches in missing.items():
-        if batches:
-            adapted = adapters[noise_seed]
-            with worn(generator, adapted, sampling, compiled=params.compile) as dressed:
-                _make(dressed, source, batches, sampling, state)
+    missing = [batch for one in series for batch in _unfinished(one, sampling.batch, state)]
+    if missing:
+        scene = set_scene(
+            weights, adapter, prompts_of(series), model, sampling, compiled=params.compile
+        )
+        _make(scene, source.blocks, missing, state)
     with replace_folder(out) as work:
         shutil.copytree(state / "images", work / "images", copy_function=shutil.copyfile)
         write_table(RENDERED, _index(pictures), work / "index.csv")
@@ -100,7 +94,7 @@ def _state_folder(params: dict[str, Section], weights: Path, adapter: Path) -> P
     inputs = {
         "weights": sha256_file(weights),
         "adapter": sha256_file(adapter),
-        "device": configure_torch().type,  # two devices round differently
+        "device": device_type(),  # two devices round differently
     }
     values = {name: section.model_dump() for name, section in params.items()}
     root = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / "render"
@@ -115,7 +109,7 @@ def _unfinished(series: Series, batch: int, state: Path) -> Iterator[Batch]:
     """
     for together in series.batches(batch):
         if not all((state / picture.file).is_file() for picture in together):
-            yield together
+            yield Outfit(series.noise_seed), together
 
 
 def _announce(pictures: Sequence[PlannedPicture], state: Path, blocks: int) -> None:
@@ -131,20 +125,18 @@ def _announce(pictures: Sequence[PlannedPicture], state: Path, blocks: int) -> N
 
 
 def _make(
-    generator: Generator,
-    adapter: Adapter,
-    batches: Sequence[Batch],
-    sampling: SamplingParams,
-    state: Path,
+    scene: Setting[Session], blocks: Sequence[BlockId], batches: Sequence[Batch], state: Path
 ) -> None:
-    pictures = [picture for batch in batches for picture in batch]
-    made = (
-        (batch[index], pixels)
-        for batch in batches
-        for index, pixels in generate(generator, _jobs(batch, adapter.blocks), sampling)
-    )
-    for picture, pixels in track(made, len(pictures), "render"):
-        _keep(state / picture.file, encode_png(pixels))
+    items = ((outfit, _jobs(pictures, blocks)) for outfit, pictures in batches)
+
+    def made(crew: Crew[Session]) -> Iterator[tuple[PlannedPicture, Picture]]:
+        for index, drawn in crew.each(draw, items):
+            yield from zip(batches[index][1], drawn, strict=True)
+
+    with open_crew(scene) as crew:
+        total = sum(len(pictures) for _, pictures in batches)
+        for picture, pixels in track(made(crew), total, "render"):
+            _keep(state / picture.file, encode_png(pixels))
 
 
 def _jobs(pictures: Sequence[PlannedPicture], blocks: Sequence[BlockId]) -> list[Job]:

@@ -1,9 +1,9 @@
-"""Everything -> one web page that needs no network, and the map of the blocks as a picture.
+"""Everything -> one web page that needs no network, the map of the blocks, workflows for ComfyUI.
 
 Reads   --manifest manifest.json of `fetch`; --adapter the LoRA; and the folders of the stages:
         --prepared, --captioned, --trained, --split, --rendered, --attributed, --evaluated,
         --slimmed
-Writes  index.html, block-map.svg
+Writes  index.html, block-map.svg, comfyui/ (workflows, and README.md: which file goes where)
 Params  all sections: the page shows every one of them
 
 Needs no torch.
@@ -19,7 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from stages.contracts.errors import Problem, TableError
 from stages.contracts.params import Params, Section
+from stages.contracts.tables import STRENGTHS, read_table
+from stages.exporting.comfyui import Finished, comfyui_files
 from stages.imaging.heatmap import Scale, colour_ramp, difference, scale_levels
 from stages.imaging.metrics import Picture
 from stages.reporting.evidence import Evidence, Folders, read_evidence
@@ -29,6 +32,7 @@ from stages.runtime.console import run_stage
 from stages.runtime.outputs import replace_folder
 
 _RAMP_COLOURS: Final = 33
+_SLIM: Final = "adapter-slim.safetensors"
 _MEGABYTE: Final = 1_000_000
 _log = logging.getLogger(__name__)
 
@@ -43,11 +47,36 @@ def report(*sections: Section, out: Path, **folders: Path) -> None:
     params = Params(**named)
     evidence = read_evidence(Folders(**folders))
     page = write_page(evidence, params, _look(evidence, params))
+    workflows = comfyui_files(_finished(evidence, params), params)
     with replace_folder(out) as work:
         (work / "index.html").write_text(page.html, encoding="utf-8")
         (work / "block-map.svg").write_text(page.block_map, encoding="utf-8")
+        (work / "comfyui").mkdir()
+        for name, text in workflows.items():
+            (work / "comfyui" / name).write_text(text, encoding="utf-8", newline="\n")
     size = len(page.html.encode()) / _MEGABYTE
     _log.info("report: %.1f MB, open %s", size, out / "index.html")
+
+
+def _finished(evidence: Evidence, params: Params) -> Finished:
+    """Return what ComfyUI is to use; paths are shown as params and dvc.yaml write them.
+
+    Raises:
+        TableError: the strength sweep or the block vector is missing.
+    """
+    folders = evidence.folders
+    vector = folders.slimmed / "retrain" / "inspire.txt"
+    if not vector.is_file():
+        problem = Problem(str(vector), "missing", "Run `dvc repro slim`.")
+        raise TableError("The workflows for ComfyUI cannot be written", [problem])
+    return Finished(
+        adapter=folders.adapter,
+        shown=params.split.adapter,
+        slim=folders.slimmed / _SLIM,
+        shown_slim=f"data/slim/{_SLIM}",
+        sweep=read_table(STRENGTHS, folders.evaluated / "strengths.csv"),
+        block_vector=vector.read_text(encoding="utf-8"),
+    )
 
 
 def _look(evidence: Evidence, params: Params) -> HeatmapLook:

@@ -31,6 +31,7 @@ from stages.adapters.module import Adapter
 from stages.adapters.partition import split_by_block
 from stages.adapters.reranking import require_rankable
 from stages.adapters.strengths import require_scalable, with_strengths
+from stages.contracts.blocks import BlockId
 from stages.contracts.params import ModelParams, PromptsParams, SamplingParams, SlimParams
 from stages.contracts.tables import (
     BLOCKS,
@@ -40,19 +41,19 @@ from stages.contracts.tables import (
     read_table,
     write_table,
 )
-from stages.families.weights import ensure_weights
 from stages.imaging.metrics import Picture
 from stages.imaging.png import encode_png
 from stages.lens.attribution import Effect, measure_effect, score_recoveries
 from stages.lens.interaction import Array, measure_interaction
 from stages.lens.rankings import Resampling
 from stages.runtime.console import run_stage
+from stages.runtime.crew import open_crew
 from stages.runtime.files import rounded, sha256_file, write_json
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
-from stages.sampling.probes import make_probes, probe_velocity
+from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import name_prompts
-from stages.sampling.wardrobe import load_generator, worn
+from stages.sampling.session import AS_TRAINED, Outfit, set_scene
 from stages.slimming.choosers import Choosing, Measured, order_blocks, read_scores
 from stages.slimming.exports import retraining_files
 from stages.slimming.ranks import rank_table, rerank
@@ -94,6 +95,7 @@ def slim(
         AdapterError: the adapter cannot be read, does not fit the base model, or has no effect.
         TableError: the block table is of another adapter, or lacks what the chooser needs.
         WeightsError: the base weights are missing or changed.
+        ClusterError: the workers of $BLOCKLENS_DASK are not there, or not fit for the work.
     """
     source = read_adapter(adapter)
     if params.refit_ridge is not None:
@@ -102,15 +104,13 @@ def slim(
         source, {f"slim.ranks[{place}]": rank for place, rank in enumerate(params.ranks)}
     )
     scores = read_scores(read_table(BLOCKS, blocks), blocks, source.blocks, params.chooser)
-    folder = ensure_weights(weights)
     named = name_prompts(prompts)
     develop = Shots(named.develop, tuple(prompts.seeds))
     held_out = Shots(named.held_out, tuple(prompts.held_out_seeds))
-    every = (*named.develop, *named.held_out)
+    scene = set_scene(weights, adapter, (*named.develop, *named.held_out), model, sampling)
     resampling = Resampling(params.resamples, params.confidence, params.seed)
-    bare = Studio(load_generator(folder, every, model, sampling), sampling)
-    with worn(bare.generator, source, sampling, compiled=False) as dressed:
-        studio = Studio(dressed, sampling)
+    with open_crew(scene) as crew:
+        studio = Studio(crew, len(source.blocks), sampling)
         choosing, confirming = draw_references(studio, (develop, held_out), adapter)
         plan = _plan(studio, develop, source, scores, params)
         size, tried = find_size(
@@ -124,11 +124,14 @@ def slim(
             ),
         )
         (pictures,) = studio.draw([*held_out], [plan.strengths[size]])
-    confirmed = confirming.judge(confirming.recoveries(pictures), resampling)
-    _tell(size, len(source.blocks), confirmed, params)
-    slimmed = _slimmed(source, plan.strengths[size], adapter)
-    sets = [slimmed, source] if size < len(source.blocks) else [slimmed]
-    reranked = [*rerank(bare, sets, params.ranks, confirming, resampling)]
+        confirmed = confirming.judge(confirming.recoveries(pictures), resampling)
+        _tell(size, len(source.blocks), confirmed, params)
+        kept = _kept(source, plan.strengths[size])
+        slimmed = _slimmed(source, kept, adapter)
+        sets = [(slimmed, Outfit(strengths=tuple(kept.items())))]
+        if size < len(source.blocks):
+            sets.append((source, AS_TRAINED))
+        reranked = [*rerank(studio, sets, params.ranks, confirming, resampling)]
     with replace_folder(out) as work:
         file = work / "adapter-slim.safetensors"
         write_adapter(file, slimmed)
@@ -165,9 +168,9 @@ def _plan(
 ) -> _Plan:
     """Return the order of the blocks, and the strengths of those kept at every size."""
     sampling = studio.sampling
-    probes = make_probes(studio.generator, [*shots], params.sigmas, sampling)
-    velocity = probe_velocity(studio.generator, probes, sampling.guidance)
-    effect = measure_effect(velocity, len(probes), len(source.blocks), sampling.batch)
+    probes = make_probes(studio.crew, studio.blocks, [*shots], params.sigmas, sampling)
+    ask = ask_crew(studio.crew, probes)
+    effect = measure_effect(ask, len(probes), studio.blocks, sampling.batch)
     products = _products(effect, params, sampling.batch)
     by_prompt = products.reshape(len(shots.prompts), -1, *products.shape[1:]).mean(axis=1)
     way = Choosing(
@@ -214,13 +217,17 @@ def _tell(size: int, whole: int, confirmed: Verdict, params: SlimParams) -> None
     )
 
 
-def _slimmed(source: Adapter, strengths: Array, adapter: Path) -> Adapter:
-    """Return the blocks with a strength above 0; the metadata says which, and of what file."""
-    kept = {
+def _kept(source: Adapter, strengths: Array) -> dict[BlockId, float]:
+    """Return the blocks with a strength above 0, with their strengths."""
+    return {
         block: float(strength)
         for block, strength in zip(source.blocks, strengths, strict=True)
         if strength != 0.0
     }
+
+
+def _slimmed(source: Adapter, kept: Mapping[BlockId, float], adapter: Path) -> Adapter:
+    """Return the blocks `kept` at their strengths; the metadata says which, and of what file."""
     slimmed = with_strengths(source, kept)
     origin = {
         "blocklens.source_sha256": sha256_file(adapter),

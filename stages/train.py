@@ -10,6 +10,9 @@ Params:  train, model, sampling.
 The recipe is that of ai-toolkit's FLUX.1-dev example (ostris/ai-toolkit,
 config/examples/train_lora_flux_24gb.yaml), with every draw keyed on seed, step and sample. A run
 that was killed goes on from its state in $BLOCKLENS_STATE (.blocklens), to the same bytes.
+
+Also: `python -m stages.train export-config --to ai-toolkit|kohya OUT` writes this run's settings
+for another trainer, and `import-config FILE OUT` params from an ai-toolkit YAML.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ from stages.judging.selection import require_checkpoints
 from stages.judging.verdict import judge
 from stages.optimisation.optimiser import require_optimiser
 from stages.optimisation.schedule import pictures_per_step, settle_steps
-from stages.runtime.console import run_stage
+from stages.runtime.console import Command, run_stage
 from stages.runtime.device import configure_torch
 from stages.runtime.files import sha256_file
 from stages.runtime.fingerprint import run_fingerprint, source_hashes
@@ -60,6 +63,8 @@ from stages.training.state import clear_state
 from stages.training.targets import plan_lora
 from stages.training.trainee import count_parameters
 
+_TRAINER_FILES = "stages.exporting.trainer_files"  # imported on demand: no part of the training
+_PARAMS = Path("params.yaml")
 _HALF_RANGE = 127.5  # 0-255 becomes -1..1
 _log = logging.getLogger(__name__)
 
@@ -209,7 +214,21 @@ def _state_folder(params: Mapping[str, Section], weights: Path, encoded: Path) -
 def main() -> None:
     """Run the stage as dvc.yaml does; on several GPUs where the environment says so."""
     start_processes("stages.train")
-    run_stage(train, sections=("train", "model", "sampling"), paths=("weights", "encoded", "out"))
+    run_stage(
+        train,
+        sections=("train", "model", "sampling"),
+        paths=("weights", "encoded", "out"),
+        commands={
+            "export-config": Command(
+                f"{_TRAINER_FILES}:export_config",
+                ("out",),
+                {"params": _PARAMS, "to": ("ai-toolkit", "kohya")},
+            ),
+            "import-config": Command(
+                f"{_TRAINER_FILES}:import_config", ("file", "out"), {"params": _PARAMS}
+            ),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
       TableError     (ValueError)    a table of ours that breaks its contract
       TrainingError  (RuntimeError)  a run that cannot go on
       HardwareError  (RuntimeError)  a machine that lacks what the params ask for
+      ClusterError   (RuntimeError)  several machines that cannot work together
 
 Every error lists all problems it knows of, each with the place, what was found, what was
 expected and what to do next. A stage turns them into one message and exit code 1.
@@ -72,6 +73,10 @@ class TrainingError(BlocklensError, RuntimeError):
 
 class HardwareError(BlocklensError, RuntimeError):
     """A machine that lacks a device or a package that the params ask for."""
+
+
+class ClusterError(BlocklensError, RuntimeError):
+    """Workers that cannot be reached, are gone, or differ from the process that asks them."""
 
 
 def _message(summary: str, problems: Sequence[Problem]) -> str:

@@ -452,7 +452,7 @@ DISTANCES: Final = _table(
     ("metric", "prompt", "seed", "variant"),
     {
         # What evaluate.distances asks for; 0 is the same picture. Without rows when it is empty.
-        "metric": _text("clip|dinov2"),
+        "metric": _text("clip|dinov2|lpips"),
         "prompt": _text(r"(?:develop|held-out|without-trigger)-\d+"),
         "seed": _count(0),
         "variant": _text(_VARIANT),

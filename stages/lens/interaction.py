@@ -18,46 +18,59 @@ strengths w (0 where dropped), L(w) is about the sum over b, c of (1 - w_b) (1 -
 and the best w solves a linear system. A ridge holds w at 1, since what a block does is linear in
 its strength only nearby, and since the probes are few.
 
-This module knows no model: a velocity is a function of probes and gates.
+This module knows no model: it asks for velocities as lens/attribution.py does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from stages.lens.attribution import Effect
+from stages.lens.attribution import Effect, Line
+from stages.lens.questions import Velocity
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _DECIMALS: Final = 3
 
 
-@torch.no_grad()
 def measure_interaction(effect: Effect, batch: int) -> Iterator[Array]:
     """Yield <u_b, u_c> [blocks, blocks] of each probe; the sum over all pairs is about 1.
 
     A probe's velocities are held at once: 2 x blocks of them.
     """
-    alone = torch.eye(effect.blocks)
-    gates = torch.cat([alone, 1.0 - alone])
-    for probe in range(len(effect)):
-        velocities = torch.cat(
-            [
-                effect.velocity(torch.full((len(part),), probe), part).float()
-                for part in torch.split(gates, batch)
-            ]
-        ).flatten(start_dim=1)
-        base, direction = effect.base[probe].flatten(), effect.direction[probe].flatten()
-        squared = 1.0 / direction.double().square().sum()  # |v(n) - v({})|^2
-        full = base + direction * squared.to(direction.dtype)
-        alone_changes = velocities[: effect.blocks] - base
-        changes = ((alone_changes + full - velocities[effect.blocks :]) / 2.0).double()
-        products: Array = (changes @ changes.T / squared).cpu().numpy()
+    probes = torch.arange(len(effect))[:, None]
+    answers = effect.ask(
+        (probe, partial(_products, line=effect.at(probe), blocks=effect.blocks, batch=batch))
+        for probe in probes
+    )
+    for answer in answers:
+        products: Array = answer.numpy()
         yield products
+
+
+@torch.no_grad()
+def _products(velocity: Velocity, line: Line, blocks: int, batch: int) -> torch.Tensor:
+    """Return <u_b, u_c> [blocks, blocks] of the only probe."""
+    alone = torch.eye(blocks)
+    gates = torch.cat([alone, 1.0 - alone])
+    velocities = torch.cat(
+        [
+            velocity(torch.zeros(len(part), dtype=torch.long), part).float()
+            for part in torch.split(gates, batch)
+        ]
+    ).flatten(start_dim=1)
+    base = line.base.flatten().to(velocities.device)
+    direction = line.direction.flatten().to(velocities.device)
+    squared = 1.0 / direction.double().square().sum()  # |v(n) - v({})|^2
+    full = base + direction * squared.to(direction.dtype)
+    alone_changes = velocities[:blocks] - base
+    changes = ((alone_changes + full - velocities[blocks:]) / 2.0).double()
+    return (changes @ changes.T / squared).cpu()
 
 
 def refit_strengths(products: Array, kept: npt.NDArray[np.bool_], ridge: float) -> Array:

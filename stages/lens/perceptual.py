@@ -1,7 +1,8 @@
 """How far two pictures are apart in what they show, by a model that a person has weights for.
 
 CLIP (arXiv 2103.00020) compares what a caption would say, DINOv2 (arXiv 2304.07193) parts and
-materials. Both are used as transformers has them, on pictures scaled to the model's own size.
+materials. Both are used as transformers has them, on pictures scaled to the model's own size, and
+compared by the cosine. LPIPS (lpips.py) compares what is where, at the pictures' own size.
 """
 
 from __future__ import annotations
@@ -15,15 +16,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stages.adapters.listing import list_names
 from stages.contracts.errors import Problem, WeightsError
 from stages.contracts.params import DistanceParams
+from stages.lens.lpips import PerceptualFeatures, odd_tensors
 from stages.runtime.files import sha256_file
 
 Embed: TypeAlias = Callable[[npt.NDArray[np.uint8]], torch.Tensor]
-"""From a picture, RGB uint8 [H, W, 3], to a vector of length 1, float32 on the CPU."""
+"""From a picture, RGB uint8 [H, W, 3], to a vector for `distance`, float32 on the CPU.
+
+CLIP's and DINOv2's have length 1.
+"""
 
 _WEIGHTS: Final = "model.safetensors"
-_NEEDED: Final = ("config.json", "preprocessor_config.json", _WEIGHTS)
+_NEEDED: Final = {
+    "clip": ("config.json", "preprocessor_config.json", _WEIGHTS),
+    "dinov2": ("config.json", "preprocessor_config.json", _WEIGHTS),
+    "lpips": (_WEIGHTS,),
+}
 
 
 def check_models(models: Sequence[DistanceParams]) -> None:
@@ -40,6 +50,8 @@ def check_models(models: Sequence[DistanceParams]) -> None:
 def open_embedder(model: DistanceParams, device: torch.device) -> Embed:
     """Return the model as a function of single pictures, which batches cannot change."""
     folder = Path(model.folder)
+    if model.metric == "lpips":
+        return _open_lpips(folder, device)
     settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     mean, std = (_per_channel(settings[f"image_{name}"], device) for name in ("mean", "std"))
     network, side_px = _load(model.metric, folder, device)
@@ -57,20 +69,38 @@ def open_embedder(model: DistanceParams, device: torch.device) -> Embed:
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return 1 - cosine of two vectors of length 1: 0 for equal ones, at most 2."""
-    return max(0.0, 1.0 - float(a.double() @ b.double()))
+    """Return half the squared distance of two vectors.
+
+    Of vectors of length 1 that is 1 - cosine: 0 for equal ones, at most 2.
+    """
+    return float((a.double() - b.double()).square().sum()) / 2.0
+
+
+def _open_lpips(folder: Path, device: torch.device) -> Embed:
+    network = PerceptualFeatures(folder / _WEIGHTS).to(device).eval()
+
+    @torch.no_grad()
+    def embed(picture: npt.NDArray[np.uint8]) -> torch.Tensor:
+        pixels = torch.tensor(picture, device=device).permute(2, 0, 1)[None].float() / 255.0
+        vector: torch.Tensor = network(pixels)[0].cpu()
+        return vector
+
+    return embed
 
 
 def _problems(model: DistanceParams) -> list[Problem]:
     folder = Path(model.folder)
     where = f"evaluate.distances {model.metric}"
-    lacking = [name for name in _NEEDED if not (folder / name).is_file()]
+    lacking = [name for name in _NEEDED[model.metric] if not (folder / name).is_file()]
     if lacking:
         remedy = "Download the model in transformers' layout, or leave it out."
         return [Problem(where, f"{folder} has no {', '.join(lacking)}", remedy)]
     found = sha256_file(folder / _WEIGHTS)
     if found != model.sha256:
         return [Problem(where, f"{folder / _WEIGHTS} has SHA-256 {found}", "Correct one of both.")]
+    if model.metric == "lpips" and (odd := odd_tensors(folder / _WEIGHTS)):
+        remedy = "Name VGG16 as torchvision or timm has it (timm/vgg16.tv_in1k on the Hub)."
+        return [Problem(where, f"{folder / _WEIGHTS} is not VGG16: {list_names(odd)}", remedy)]
     return []
 
 

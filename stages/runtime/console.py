@@ -11,7 +11,8 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
@@ -31,11 +32,17 @@ Explain = Callable[[Path, ParamsError], ParamsError]
 class Command:
     """Something else that a stage's file does: `python -m stages.STAGE NAME PATH…`.
 
-    `function` takes the paths in order and returns what is shown.
+    `function` takes the paths in order and returns what is shown. One that is named, as in
+    `stages.exporting.trainer_files:export_config`, is imported when it is asked for: what it needs
+    is no dependency of the stage, whose results it has no part in.
+
+    `flags` are taken as keywords: a file with a default (`--params params.yaml`), or one of several
+    words (`--to kohya`), which must be given.
     """
 
-    function: Callable[..., str]
+    function: Callable[..., str] | str
     paths: Sequence[str]
+    flags: Mapping[str, Path | Sequence[str]] = field(default_factory=dict)
 
 
 def run_stage(
@@ -83,19 +90,34 @@ def run_stage(
 
 
 def _run_command(stage: str, name: str, command: Command) -> None:
+    function = _named(command.function)
     parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{stage} {name}", description=command.function.__doc__
+        prog=f"python -m stages.{stage} {name}", description=function.__doc__
     )
     for path in command.paths:
         parser.add_argument(path, type=Path)
-    arguments = parser.parse_args(sys.argv[2:])
+    for flag, value in command.flags.items():
+        if isinstance(value, Path):
+            parser.add_argument(f"--{flag}", type=Path, default=value)
+        else:
+            parser.add_argument(f"--{flag}", choices=value, required=True)
+    arguments = vars(parser.parse_args(sys.argv[2:]))
+    paths = [arguments.pop(path) for path in command.paths]
     prepare_process()
     try:
-        shown = command.function(*(getattr(arguments, path) for path in command.paths))
+        shown = function(*paths, **arguments)
     except BlocklensError as error:
         _log.error("%s: %s", name, error)
         sys.exit(1)
     sys.stdout.write(f"{shown}\n")
+
+
+def _named(function: Callable[..., str] | str) -> Callable[..., str]:
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    found: Callable[..., str] = getattr(import_module(module), name)
+    return found
 
 
 def _warn_of_what_is_to_come(params: Params, sections: Sequence[str]) -> None:

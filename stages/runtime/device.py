@@ -39,6 +39,11 @@ def device_name() -> str:
     return os.environ.get("BLOCKLENS_DEVICE", default)
 
 
+def device_type() -> str:
+    """Return cpu or cuda, as the environment asks; nothing is claimed."""
+    return device_name().partition(":")[0]
+
+
 def resident_bytes() -> int:
     """Return the memory in use: on CUDA what torch holds, else this process's resident set."""
     if torch.cuda.is_available():

@@ -12,7 +12,7 @@ import pandas as pd
 from stages.adapters.module import Adapter
 from stages.adapters.reranking import at_rank
 from stages.lens.rankings import Resampling
-from stages.sampling.wardrobe import worn
+from stages.sampling.session import Outfit
 from stages.slimming.trial import Studio, Trial, Verdict
 
 _BYTES_PER_NUMBER: Final = 4  # our files are float32
@@ -32,8 +32,8 @@ class Reranked:
 
 
 def rerank(
-    bare: Studio,
-    sets: Sequence[Adapter],
+    studio: Studio,
+    sets: Sequence[tuple[Adapter, Outfit]],
     ranks: Sequence[int],
     trial: Trial,
     resampling: Resampling,
@@ -41,18 +41,18 @@ def rerank(
     """Yield each of `sets` at each of `ranks`, judged by pictures of the trial's shots.
 
     Args:
-        bare: its generator is of the base model, without an adapter.
-        sets: adapters of some blocks, at their strengths.
+        studio: wears the adapter that the sets are made of.
+        sets: adapters of some blocks, at their strengths, and as what the model wears them.
         ranks: below the adapters' own.
         trial: the shots, with their pictures without and with the whole LoRA.
         resampling: of the verdict's lower bound.
     """
-    for adapter in sets:
+    for adapter, outfit in sets:
         for rank in ranks:
             small, error = at_rank(adapter, rank)
-            with worn(bare.generator, small, bare.sampling, compiled=False) as dressed:
-                wearing = replace(bare, generator=dressed)
-                (recoveries,) = wearing.measure(trial, [np.ones(len(small.blocks))])
+            blocks = len(small.blocks)
+            wearing = replace(studio, blocks=blocks, outfit=replace(outfit, rank=rank))
+            (recoveries,) = wearing.measure(trial, [np.ones(blocks)])
             yield Reranked(rank, small, error, trial.judge(recoveries, resampling))
 
 

@@ -21,9 +21,11 @@ from stages.imaging.metrics import Picture, recovery
 from stages.lens.rankings import Resampling
 from stages.lens.selection import smallest_passing
 from stages.lens.statistics import bootstrap_interval
+from stages.runtime.crew import Crew
 from stages.runtime.progress import track
-from stages.sampling.generation import Generator, Job, generate
+from stages.sampling.generation import Job
 from stages.sampling.prompts import NamedPrompt
+from stages.sampling.session import AS_TRAINED, Outfit, Session, draw_all
 
 Measure: TypeAlias = Callable[[Sequence[int]], list[list[float]]]
 """From sizes to the recoveries of each on a trial's shots."""
@@ -51,10 +53,12 @@ class Shots:
 
 @dataclass(frozen=True)
 class Studio:
-    """What makes pictures with any strengths of the adapter's blocks."""
+    """Who makes pictures with any strengths of the `blocks` of what the model wears."""
 
-    generator: Generator
+    crew: Crew[Session]
+    blocks: int
     sampling: SamplingParams
+    outfit: Outfit = AS_TRAINED
 
     def draw(
         self, shots: Sequence[tuple[str, int]], strengths: Sequence[npt.ArrayLike]
@@ -70,8 +74,8 @@ class Studio:
             for one in strengths
             for (prompt, seed), row in zip(shots, _per_shot(one, len(shots)), strict=True)
         ]
-        made = generate(self.generator, jobs, self.sampling)
-        pictures = [pixels for _, pixels in track(made, len(jobs), "slim: pictures")]
+        made = draw_all(self.crew, self.outfit, jobs, self.sampling.batch)
+        pictures = [*track(made, len(jobs), "slim: pictures")]
         return [pictures[start : start + len(shots)] for start in range(0, len(jobs), len(shots))]
 
     def measure(self, trial: Trial, strengths: Sequence[npt.ArrayLike]) -> list[list[float]]:
@@ -121,14 +125,9 @@ def draw_references(studio: Studio, groups: Sequence[Shots], adapter: Path) -> l
 
     Raises:
         AdapterError: the LoRA does not change a picture.
-        ValueError: the generator has no gates.
     """
     shots = [shot for group in groups for shot in group]
-    gates = studio.generator.gates
-    if gates is None:
-        raise ValueError("the generator has no gates")
-    blocks = len(gates.blocks)
-    none, full = studio.draw(shots, [np.zeros(blocks), np.ones(blocks)])
+    none, full = studio.draw(shots, [np.zeros(studio.blocks), np.ones(studio.blocks)])
     problems = [
         Problem(
             f"prompt {prompt}, seed {seed}",

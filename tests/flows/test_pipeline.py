@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -19,7 +21,7 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, FlowRu
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows import pipeline as module
-from flows.artifacts import image_uri, metrics_markdown
+from flows.artifacts import BLOCK_COLUMNS, block_rows, image_uri, metrics_markdown
 from flows.pipeline import pipeline
 from tests.flows.conftest import descendants, is_alive, processes_with, run_dvc, wait_until
 
@@ -100,8 +102,12 @@ def test_second_run_runs_nothing_and_leaves_artifacts(finished_project: Path) ->
     assert state.message == "4 Unchanged"
     assert (finished_project / "dvc.lock").read_bytes() == lock
     found = artifacts(state)
-    assert set(found) == {"stages", "metrics", "contact-sheet", "report"}
+    assert set(found) == {"stages", "files", "metrics", "contact-sheet", "report"}
     assert '"state": "Unchanged"' in found["stages"]
+    made = {row["path"]: row for row in json.loads(found["files"])}
+    assert set(made) == {"zeta.txt", "alpha.txt", "omega.txt", "beta.txt", "metrics.json"}
+    assert made["zeta.txt"]["md5"] == hashlib.md5(b"first\n").hexdigest()
+    assert made["zeta.txt"]["bytes"] == len("first\n")
     assert "| metrics.json | lines | 1 |" in found["metrics"]
     assert found["contact-sheet"].startswith("data:image/jpeg;base64,")
     assert report.resolve().as_uri() in found["report"]
@@ -127,7 +133,9 @@ def test_failed_stage_fails_the_flow_with_its_message(
     assert set(runs) == {"zeta", "alpha"}
     assert runs["alpha"].state is not None
     assert runs["alpha"].state.message == "alpha: no way"
-    assert artifacts(state)["stages"].count('"state": "NotRun"') == 2
+    left = artifacts(state)
+    assert left["stages"].count('"state": "NotRun"') == 2
+    assert [row["path"] for row in json.loads(left["files"])] == ["zeta.txt"]
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -137,6 +145,16 @@ def test_unknown_target_fails_with_the_message_of_dvc(finished_project: Path) ->
     assert state.is_failed()
     assert "gamma" in (state.message or "")
     assert task_runs(state) == {}
+
+
+def test_blocks_are_left_with_the_largest_share_first() -> None:
+    """Who asks for a run's blocks gets those that matter at the top, all of them, as in the CSV."""
+    root = Path(__file__).parents[2]
+    rows = block_rows(root)
+    shares = [float(row["share"]) for row in rows]
+    assert len(rows) == 57
+    assert shares == sorted(shares, reverse=True)
+    assert set(rows[0]) == set(BLOCK_COLUMNS)
 
 
 def test_metrics_show_their_change_since_the_commit(finished_project: Path) -> None:

@@ -36,7 +36,7 @@ def test_every_deployment_names_a_flow_of_ours() -> None:
     """prefect.yaml has no check of its own: entry points, the pool, and no concurrency limit."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     names = [deployment["name"] for deployment in document["deployments"]]
-    assert names == ["on-demand", "nightly"]
+    assert names == ["on-demand", "nightly", "focus", "sweep"]
     for deployment in document["deployments"]:
         file, _, function = deployment["entrypoint"].partition(":")
         assert f"\ndef {function}(" in (ROOT / file).read_text(encoding="utf-8")
@@ -113,6 +113,53 @@ def wait_for_runs(api: str, deployment: str, state: str, count: int) -> list[dic
         time.sleep(1.0)
 
 
+def work_from_elsewhere(source: Path, api: str, tmp_path: Path) -> None:
+    """Another worker of that server, as a container starts it: well, in its pool, and stopped."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.serve", "--server", f"{api}/api", "--clone", "../other"],
+        cwd=source,
+        env={
+            **os.environ,
+            "PREFECT_HOME": str(tmp_path / "prefect-elsewhere"),
+            "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+            "PREFECT_WORKER_WEBSERVER_PORT": str(port),
+            "PYTHONPATH": str(ROOT),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + LIMIT_S
+    try:
+        while not answers(f"http://127.0.0.1:{port}/health") or online_workers(api) < 2:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert f"working for {api}/api" in said
+    assert "stopped" in said
+
+
+def online_workers(api: str) -> int:
+    """Return how many workers of the pool the server has heard of lately."""
+    address = f"{api}/api/work_pools/blocklens/workers/filter"
+    workers = httpx2.post(address, json={}, timeout=LIMIT_S).json()
+    return len([each for each in workers if each["status"] == "ONLINE"])
+
+
+def answers(url: str) -> bool:
+    """Return whether there is a 200 at an address."""
+    try:
+        return httpx2.get(url, timeout=LIMIT_S).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
 @pytest.mark.slow
 def test_a_schedule_fires_and_a_signal_stops_everything(
     served: tuple[Path, str, int], tmp_path: Path
@@ -127,6 +174,7 @@ def test_a_schedule_fires_and_a_signal_stops_everything(
     assert {"stages", "metrics"} <= {artifact["key"] for artifact in found}
     page = httpx2.get(f"{api}/deployments", headers={"Accept": "text/html"})
     assert page.status_code == 200
+    work_from_elsewhere(source, api, tmp_path)
     assert (tmp_path / "worker/omega.txt").exists()
     assert git(source, "status", "--porcelain") == ""
     processes = descendants(pid)

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from stages.contracts.errors import AdapterError
-from stages.lens.attribution import Velocity, block_shares, measure_effect, score_sets
+from stages.lens.attribution import block_shares, measure_effect, score_sets
+from stages.lens.questions import Ask, ask_here
 
 PROBES, BLOCKS, NUMBERS = 5, 3, 7
 PARTS = torch.randn(PROBES, BLOCKS, NUMBERS, generator=torch.Generator().manual_seed(0))
 BASE = torch.randn(PROBES, NUMBERS, generator=torch.Generator().manual_seed(1))
 
 
-def made_of(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Velocity:
+def made_of(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Ask:
     """A velocity v(a) = base + change(parts of the probes [B, blocks, numbers], gates)."""
-    return lambda indices, gates: BASE[indices] + change(PARTS[indices], gates)
+    return ask_here(lambda indices, gates: BASE[indices] + change(PARTS[indices], gates))
 
 
 ADDITIVE = made_of(lambda parts, gates: (gates[..., None] * parts).sum(dim=1))

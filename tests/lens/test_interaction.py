@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.lens.attribution import Velocity, block_shares, measure_effect, score_recoveries
+from stages.lens.attribution import block_shares, measure_effect, score_recoveries
 from stages.lens.interaction import lost, measure_interaction, refit_strengths, removal_order
+from stages.lens.questions import Ask
 from tests.lens.test_attribution import ADDITIVE, BLOCKS, PROBES, TOGETHER, made_of
 
 RANDOM = np.random.default_rng(0).normal(size=(6, 4))
@@ -104,9 +105,7 @@ def _either(gates: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("velocity", "alone", "without"), [(TOGETHER, 0.0, 0.0), (TWINS, 1.0, 1.0)]
 )
-def test_pairs_that_shares_cannot_tell_apart(
-    velocity: Velocity, alone: float, without: float
-) -> None:
+def test_pairs_that_shares_cannot_tell_apart(velocity: Ask, alone: float, without: float) -> None:
     """docs/lens.md: halves of the share and an interaction of 1/4, whether both are needed or one.
 
     What one recovers alone, and what is left without it, tells which of the two it is.

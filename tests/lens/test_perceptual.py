@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -16,6 +17,7 @@ from transformers import (
 
 from stages.contracts.errors import WeightsError
 from stages.contracts.params import DistanceParams
+from stages.lens.lpips import vgg16_keys
 from stages.lens.perceptual import check_models, distance, open_embedder
 from stages.runtime.files import sha256_file
 
@@ -97,3 +99,41 @@ def test_missing_and_other_weights_are_refused_together(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "has no config.json, preprocessor_config.json, model.safetensors" in message
     assert f"has SHA-256 {sha256_file(folder / 'model.safetensors')}" in message
+
+
+def write_vgg16(folder: Path) -> tuple[Path, str]:
+    """Write a random VGG16, the same every time."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(shape, generator=generator)
+        * ((2 / (9 * shape[1])) ** 0.5 if len(shape) == 4 else 0.1)
+        for name, shape in vgg16_keys().items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder, sha256_file(folder / "model.safetensors")
+
+
+def test_lpips_is_that_of_its_authors(tmp_path: Path) -> None:
+    """The numbers are those of the package lpips 0.1.4 with the same VGG16 and these pictures."""
+    folder, sha256 = write_vgg16(tmp_path / "vgg16")
+    model = DistanceParams(metric="lpips", folder=str(folder), sha256=sha256)
+    check_models([model])
+    embed = open_embedder(model, CPU)
+    half = noise(4, 64)
+    half[:32] = 255 - half[:32]
+    for a, b, theirs in (
+        (noise(0, 64), noise(1, 64), 0.14584298),
+        (noise(2, 48), noise(3, 48), 0.15114813),
+        (noise(4, 64), half, 0.10267118),
+        (noise(0, 64), noise(0, 64), 0.0),
+    ):
+        assert distance(embed(a), embed(b)) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_weights_of_another_network_are_no_lpips(tmp_path: Path) -> None:
+    """What the file lacks is named before any picture is looked at."""
+    folder, sha256 = write_dinov2(tmp_path / "dinov2")
+    model = DistanceParams(metric="lpips", folder=str(folder), sha256=sha256)
+    with pytest.raises(WeightsError, match=r"is not VGG16: .*features\.0\.weight"):
+        check_models([model])

@@ -365,6 +365,9 @@ def write_slim(data: Path, example: Example) -> None:
     (data / "slim").mkdir(parents=True)
     write_table(CURVE, curve, data / "slim" / "curve.csv")
     _write_adapter(data / "slim" / "adapter-slim.safetensors", int(sum(sizes[:kept])))
+    (data / "slim" / "retrain").mkdir()
+    vector = ",".join(["1", *("1" if block in order[:kept] else "0" for block in blocks)])
+    (data / "slim" / "retrain" / "inspire.txt").write_text(f"{vector}\n", encoding="utf-8")
     write_json(
         data / "slim" / "metrics.json",
         {

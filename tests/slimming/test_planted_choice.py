@@ -26,6 +26,7 @@ from stages.families.noise import initial_noise, keyed_normal
 from stages.families.text import batch_text
 from stages.lens.attribution import Effect, block_shares, measure_effect
 from stages.lens.interaction import measure_interaction, refit_strengths, removal_order
+from stages.lens.questions import Ask, ask_here
 from stages.sampling.gates import block_gates
 from stages.sampling.prompts import NamedPrompt, embed_prompts
 
@@ -49,7 +50,7 @@ class Garden:
     sizes: np.ndarray
     layers: Mapping[str, torch.nn.Module]
     slopes: Mapping[str, torch.Tensor]
-    measure: object
+    ask: Ask
 
     def plant(self, planted: set[BlockId], noise: float, seed: int) -> Effect:
         """Return the effect of LoRA weights that are set as the docstring above says."""
@@ -64,7 +65,7 @@ class Garden:
                 numbers = sum(s.numel() for n, s in self.slopes.items() if block_of(n) == block)
                 up = up * (noise * LENGTH / math.sqrt(numbers))
             layer.lora_B["default"].weight.data.copy_(up)
-        return measure_effect(self.measure, len(SIGMAS), len(self.blocks), 16)
+        return measure_effect(self.ask, len(SIGMAS), len(self.blocks), 16)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def garden(nano_flux: Path) -> Iterator[Garden]:
             return velocity(indices)
 
         sizes = np.array([float(numbers[block]) for block in architecture.blocks])
-        yield Garden(architecture.blocks, sizes, layers, slopes, gated)
+        yield Garden(architecture.blocks, sizes, layers, slopes, ask_here(gated))
 
 
 def plants(blocks: tuple[BlockId, ...]) -> Iterator[tuple[int, set[BlockId]]]:

@@ -1,10 +1,12 @@
 """The pictures of the block lens."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
@@ -18,6 +20,7 @@ from stages.contracts.errors import AdapterError, ParamsError
 from stages.contracts.params import ModelParams, PromptsParams, RenderParams, SamplingParams
 from stages.contracts.tables import RENDERED, read_table
 from stages.render import render
+from stages.sampling import session
 from tests.sampling.planting import plant_adapter, tiny_architecture, write_tiny_folder
 
 BLOCKS = (BlockId("double", 1), BlockId("single", 2))
@@ -186,7 +189,7 @@ def test_a_killed_render_goes_on_with_what_is_missing(
     """After a kill the missing batches alone are made, to the same bytes, and no state is left."""
     whole = contents(run("whole"))
     made: list[int] = []
-    original = module.generate
+    original = session.generate
 
     def killed(generator: object, jobs: list[object], sampling: SamplingParams) -> object:
         for index, picture in original(generator, jobs, sampling):
@@ -195,16 +198,42 @@ def test_a_killed_render_goes_on_with_what_is_missing(
             made.append(index)
             yield index, picture
 
-    monkeypatch.setattr(module, "generate", killed)
+    monkeypatch.setattr(session, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
         run("resumed")
     assert not (tmp_path / "resumed").exists()
-    assert len(list((tmp_path / "state").rglob("*.png"))) == 9
+    assert len(list((tmp_path / "state").rglob("*.png"))) == 8  # whole batches
     made.append(-1)  # past the kill
     run("resumed")
     assert len(made) == 10 + 32 - 8  # the series' last batch had one picture of two: whole again
     assert contents(tmp_path / "resumed") == whole
     assert not list((tmp_path / "state").rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_pictures_and_survives_a_kill(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes give this one's bytes, though one is killed -9 once there is a picture."""
+    alone = contents(run("alone", random_seed=3))
+    original, killed = module._keep, list[int]()
+
+    def keep(path: Path, content: bytes) -> None:
+        original(path, content)
+        if not killed:
+            workers = psutil.Process().children(recursive=True)
+            killed.extend(worker.pid for worker in workers if is_worker(worker))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(module, "_keep", keep)
+    monkeypatch.setenv("BLOCKLENS_DASK", "local:2")
+    assert contents(run("cluster", random_seed=3)) == alone
+    assert len(killed) == 2
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a child is a worker, and not what looks after the children's shared resources."""
+    return any("spawn_main" in word for word in process.cmdline())
 
 
 def test_another_adapter_starts_anew(run: Run, tmp_path: Path, adapter: Path) -> None:

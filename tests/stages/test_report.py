@@ -40,9 +40,13 @@ def run(data: Path, out: Path, params: Params | None = None) -> Path:
 
 
 def test_page_and_map_are_written(data: Path, tmp_path: Path) -> None:
-    """Two files, both well-formed, small enough to mail."""
+    """Page and map are well-formed and small enough to mail; workflows lie beside them."""
     out = run(data, tmp_path / "report")
-    assert sorted(path.name for path in out.iterdir()) == ["block-map.svg", "index.html"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "block-map.svg",
+        "comfyui",
+        "index.html",
+    ]
     html = (out / "index.html").read_text(encoding="utf-8")
     assert len(read_markup(html)) > 500
     assert len(html) < 25_000_000
@@ -53,7 +57,9 @@ def test_the_same_inputs_give_the_same_bytes(data: Path, tmp_path: Path) -> None
     shutil.copytree(data, tmp_path / "elsewhere" / "data")
     here = run(data, tmp_path / "a")
     there = run(tmp_path / "elsewhere" / "data", tmp_path / "b")
-    for name in ("index.html", "block-map.svg"):
+    names = sorted(path.relative_to(here) for path in here.rglob("*.*"))
+    assert len(names) == 2 + 13
+    for name in names:
         assert (here / name).read_bytes() == (there / name).read_bytes()
 
 

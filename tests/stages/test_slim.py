@@ -229,6 +229,18 @@ def test_the_same_run_gives_the_same_bytes(run: Run) -> None:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_cluster_slims_alike(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures, velocities, pairs of blocks and smaller ranks by two processes: the same bytes."""
+    here = run(STRONG, block_table(STRONG), name="here", ranks=[1], refit_ridge=0.1)
+    monkeypatch.setenv("BLOCKLENS_DASK", "local:2")
+    there = run(STRONG, block_table(STRONG), name="there", ranks=[1], refit_ridge=0.1)
+    files = [path.relative_to(here) for path in sorted(here.rglob("*")) if path.is_file()]
+    assert len(files) > 10
+    for file in files:
+        assert (there / file).read_bytes() == (here / file).read_bytes(), file
+
+
 def test_another_adapters_table_is_refused(run: Run) -> None:
     """A block table of other blocks, and one without the chooser's column, are refused."""
     with pytest.raises(TableError, match=r"blocks differ from the adapter's: \['single.2'\]"):

@@ -114,12 +114,12 @@ class AttributeParams(Section):
 class DistanceParams(Section):
     """A model that compares pictures by what they show."""
 
-    metric: Literal["clip", "dinov2"] = Field(
-        description="Kind of model: CLIP's picture half, or DINOv2."
+    metric: Literal["clip", "dinov2", "lpips"] = Field(
+        description="Kind of model: CLIP's picture half, DINOv2, or LPIPS on VGG16."
     )
     folder: Text = Field(
         description="Folder of its weights in transformers' layout, config.json beside "
-        "model.safetensors."
+        "model.safetensors; for LPIPS VGG16's model.safetensors alone, as timm has it."
     )
     sha256: Sha256 = Field(description="Of model.safetensors: other weights are other numbers.")
 

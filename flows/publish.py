@@ -1,0 +1,169 @@
+"""A finished run on the Hugging Face Hub: the LoRA, the slim LoRA, a card and sample pictures.
+
+    python -m flows.publish OWNER/NAME            say what would be uploaded, and ask nobody
+    python -m flows.publish OWNER/NAME --push     upload it, to a private repository
+
+The token comes from HF_TOKEN or from the login that huggingface_hub keeps; it is in no message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx2
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from flows.card import Sample, write_card
+from stages.contracts.errors import BlocklensError, Problem
+from stages.contracts.params import Params, load_params
+from stages.contracts.tables import BLOCKS, read_table
+
+_SLIM: Final = Path("data/slim")
+_TOKENS_PAGE: Final = "https://huggingface.co/settings/tokens"
+_MESSAGE: Final = "The LoRA, its slim version and its card"
+_ANSWERS: Final = {
+    401: (
+        "the Hub does not know the token, or there is none",
+        f"Set HF_TOKEN or run `hf auth login` with one from {_TOKENS_PAGE}.",
+    ),
+    403: (
+        "the token may not write here",
+        f"Give it write access at {_TOKENS_PAGE}, or name a repository of your own.",
+    ),
+    404: ("no such owner, or a repository that the token may not see", "Check owner and name."),
+    409: ("exists already", "Name another repository, or add a commit to it with --update."),
+}
+
+
+class PublishError(BlocklensError, RuntimeError):
+    """Nothing was published; the message says why."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What goes to the Hub: files by their path there, and the card."""
+
+    files: Mapping[str, Path]
+    card: str
+
+
+def gather(root: Path, params: Params) -> Publication:
+    """Return what a finished run publishes.
+
+    Raises:
+        PublishError: files of the run are missing; all of them are named.
+        TableError: the block table breaks its contract.
+    """
+    adapter, slim = root / params.split.adapter, root / _SLIM / "adapter-slim.safetensors"
+    files = {"adapter.safetensors": adapter, "adapter-slim.safetensors": slim}
+    seed = params.prompts.held_out_seeds[0]
+    samples = []
+    for number, prompt in enumerate(params.prompts.held_out):
+        for variant in ("full", "slim"):
+            name = f"images/held-out-{number}-{variant}.png"
+            files[name] = root / _SLIM / "images" / f"held-out-{number}-{seed}" / f"{variant}.png"
+            samples.append(Sample(prompt, name))
+    blocks, metrics = root / "data/evaluate/blocks.csv", root / _SLIM / "metrics.json"
+    needed = (*files.values(), blocks, metrics)
+    if missing := [path for path in needed if not path.is_file()]:
+        remedy = "Run `dvc repro`, or `dvc pull` where it has run."
+        problems = [
+            Problem(path.relative_to(root).as_posix(), "missing", remedy) for path in missing
+        ]
+        raise PublishError("There is nothing to publish yet", problems)
+    table = read_table(BLOCKS, blocks)
+    return Publication(files, write_card(params, table, metrics, samples))
+
+
+def listing(repository: str, publication: Publication) -> str:
+    """Return what would be uploaded, with sizes in bytes."""
+    sizes = {name: path.stat().st_size for name, path in publication.files.items()}
+    sizes["README.md"] = len(publication.card.encode())
+    lines = [f"{size:>13,}  {name}" for name, size in sorted(sizes.items())]
+    return "\n".join([f"to {repository}:", *lines, f"{sum(sizes.values()):>13,}  bytes in all"])
+
+
+def push(repository: str, publication: Publication, *, public: bool, update: bool) -> str:
+    """Upload everything as one commit and return its address.
+
+    Raises:
+        PublishError: the Hub refuses or cannot be reached.
+    """
+    _require_sound(repository)
+    operations = [
+        CommitOperationAdd(name, str(path)) for name, path in sorted(publication.files.items())
+    ]
+    operations.append(CommitOperationAdd("README.md", publication.card.encode()))
+    disable_progress_bars()
+    hub = HfApi()
+    try:
+        if not update:
+            hub.create_repo(repository, private=not public)
+        commit = hub.create_commit(repository, operations, commit_message=_MESSAGE)
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        # Without the cause: it holds the request, and with it the token.
+        raise PublishError("Nothing is published", [_problem(error, repository)]) from None
+    return str(commit.commit_url)
+
+
+def _require_sound(repository: str) -> None:
+    """Accept a repository's name and a token that can be sent."""
+    problems = []
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        problems.append(Problem(repository, "not a repository's name", "Write it as owner/name."))
+    token = huggingface_hub.get_token()
+    if token is None:
+        what, remedy = _ANSWERS[401]
+        problems.append(Problem("the token", what, remedy))
+    elif not (token.isascii() and token.isprintable() and " " not in token):
+        what = "holds characters that no token has"
+        problems.append(Problem("the token", what, f"Copy it again from {_TOKENS_PAGE}."))
+    if problems:
+        raise PublishError("Nothing is published", problems)
+
+
+def _problem(error: Exception, repository: str) -> Problem:
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        unknown = (f"the Hub answers with {status}", "Try again later.")
+        return Problem(repository, *_ANSWERS.get(status, unknown))
+    what = f"the Hub cannot be reached, or breaks off ({type(error).__name__})"
+    return Problem(repository, what, "Check network and proxy, then try again.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0, or 1 with one message."""
+    parser = argparse.ArgumentParser(prog="python -m flows.publish", description=__doc__)
+    parser.add_argument("repository", help="owner/name on the Hub")
+    parser.add_argument("--push", action="store_true", help="upload; without it, only say what")
+    parser.add_argument("--public", action="store_true", help="make the new repository public")
+    parser.add_argument("--update", action="store_true", help="add to a repository that exists")
+    asked = parser.parse_args(arguments)
+    root = Path.cwd()
+    try:
+        publication = gather(root, load_params(root / "params.yaml"))
+        sys.stdout.write(listing(asked.repository, publication) + "\n")
+        if not asked.push:
+            sys.stdout.write("nothing is uploaded: add --push\n")
+            return 0
+        address = push(asked.repository, publication, public=asked.public, update=asked.update)
+    except BlocklensError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{address}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

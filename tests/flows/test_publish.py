@@ -1,0 +1,154 @@
+"""The real client against a Hub on loopback: the run arrives, and refusals are explained."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.flows.hub_uploads import GOOD_TOKEN, READ_TOKEN, Received, hub_for_uploads
+from tests.reporting.example import Example, write_example
+
+ROOT = Path(__file__).parents[2]
+BAD_TOKEN, TORN_TOKEN = "hf_revoked_secret_token", "hf_torn_secret\x07token"
+REPOSITORY = "someone/tok"
+ASKS: dict[str, tuple[list[str], str | None]] = {
+    "dry": ([REPOSITORY], None),
+    "push": ([REPOSITORY, "--push"], GOOD_TOKEN),
+    "again": ([REPOSITORY, "--push"], GOOD_TOKEN),
+    "update": ([REPOSITORY, "--push", "--update"], GOOD_TOKEN),
+    "public": (["someone/shown", "--push", "--public"], GOOD_TOKEN),
+    "absent": (["someone/absent", "--push", "--update"], GOOD_TOKEN),
+    "refused": (["someone/other", "--push"], BAD_TOKEN),
+    "read only": (["someone/other", "--push"], READ_TOKEN),
+    "torn": (["someone/other", "--push"], TORN_TOKEN),
+    "no token": (["someone/other", "--push"], None),
+    "name": (["no//name", "--push"], GOOD_TOKEN),
+}
+CHILD = """
+import contextlib, io, json, os, sys
+from flows.publish import main
+told = {}
+for name, (arguments, token) in json.load(sys.stdin).items():
+    os.environ.pop("HF_TOKEN", None)
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = main(arguments)
+    told[name] = (code, said.getvalue())
+print("told", json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run."""
+    folder = tmp_path_factory.mktemp("publish")
+    small = Example(double_blocks=2, single_blocks=3, side_px=32)
+    write_example(folder / "data", small)
+    shutil.copy(ROOT / "params.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked(
+    run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, tuple[int, str]], Received, str]:
+    """What every one of ASKS was told with which exit code, what arrived, and all that was said."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    with hub_for_uploads() as (address, received):
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD],
+            cwd=run,
+            env={**environment, "HF_ENDPOINT": address},
+            input=json.dumps(ASKS),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("told "))
+    told: dict[str, Any] = json.loads(line.removeprefix("told "))
+    return {name: tuple(value) for name, value in told.items()}, received, done.stdout + done.stderr
+
+
+Asked = tuple[dict[str, tuple[int, str]], Received, str]
+
+
+def test_what_is_pushed_is_the_run(run: Path, asked: Asked) -> None:
+    """Both LoRA files and the pictures, byte for byte; private, unless it was to be public."""
+    told, received, _ = asked
+    assert told["push"][0] == 0, told["push"][1]
+    files = received.files[REPOSITORY]
+    assert files["adapter.safetensors"] == (run / "data/train/adapter.safetensors").read_bytes()
+    slim = run / "data/slim/adapter-slim.safetensors"
+    assert files["adapter-slim.safetensors"] == slim.read_bytes()
+    picture = run / "data/slim/images/held-out-1-100/slim.png"
+    assert files["images/held-out-1-slim.png"] == picture.read_bytes()
+    assert received.private == {REPOSITORY: True, "someone/shown": False}
+    assert told["update"][0] == told["public"][0] == 0
+
+
+def test_the_card_is_read_by_the_hub_and_by_people(asked: Asked) -> None:
+    """Trigger, tags and widget pictures in its head; a row per block below."""
+    _, received, _ = asked
+    card = received.files[REPOSITORY]["README.md"].decode()
+    _, head, body = card.split("---\n", 2)
+    data = yaml.safe_load(head)
+    assert data["instance_prompt"] == "tok"
+    assert {"lora", "text-to-image", "template:sd-lora"} <= set(data["tags"])
+    assert all(each["output"]["url"] in received.files[REPOSITORY] for each in data["widget"])
+    assert len(data["widget"]) == 4
+    assert sum(line.startswith(("| double.", "| single.")) for line in body.splitlines()) == 5
+
+
+def test_without_push_nobody_is_asked(asked: Asked) -> None:
+    """The dry run names every file and needs no token."""
+    told, received, _ = asked
+    code, said = told["dry"]
+    assert code == 0
+    assert "nothing is uploaded" in said
+    assert all(name in said for name in received.files[REPOSITORY])
+    created = [path for path in received.requests if path == "/api/repos/create"]
+    assert len(created) == 5, "push, again, public, refused and read only"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("again", "exists already"),
+        ("absent", "no such owner"),
+        ("refused", "does not know the token"),
+        ("read only", "may not write"),
+        ("torn", "characters that no token has"),
+        ("no token", "does not know the token, or there is none"),
+        ("name", "not a repository's name"),
+    ],
+)
+def test_a_refusal_says_what_to_do(name: str, words: str, asked: Asked) -> None:
+    """One problem, exit code 1."""
+    code, said = asked[0][name]
+    assert code == 1
+    assert words in said
+    assert "Nothing is published (1 problem)" in said
+
+
+def test_no_token_is_said(asked: Asked) -> None:
+    """Neither a good one nor one that was refused."""
+    said = asked[2]
+    assert not [token for token in (GOOD_TOKEN, READ_TOKEN, BAD_TOKEN, TORN_TOKEN) if token in said]
+    assert "Traceback" not in said
