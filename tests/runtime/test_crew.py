@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,14 @@ def test_without_the_package_there_is_a_message(
         pass
 
 
+def no_workers_left(local: SpecCluster) -> None:
+    """Wait for the worker that the nanny has just started again: it would take the next item."""
+    until = time.monotonic() + 60.0
+    while local.scheduler.workers:
+        assert time.monotonic() < until, "the cluster keeps its workers"
+        time.sleep(0.05)
+
+
 def test_a_cluster_that_ends_is_told(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No scheduler, no workers, an item that kills: the run ends with what to do, and goes on."""
     monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
@@ -171,6 +180,7 @@ def test_a_cluster_that_ends_is_told(notes: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(ClusterError, match="an item killed its worker again and again"):
             list(one.each(errands.die, [0]))
         alone.scale(0)
+        no_workers_left(alone)
         with pytest.raises(ClusterError, match=r"no worker for 0.5 s\. Start workers\."):
             list(one.each(errands.square, [0]))
         alone.close()
