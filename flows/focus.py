@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -28,10 +26,10 @@ from prefect.states import Completed, Failed
 
 from flows import processes
 from flows.combination_runs import run_missing, share_experiments
+from flows.command_line import run_to_exit
 from flows.experiments import PARAMS, read_experiments, require_committed
 from flows.focus_page import compare, write_focus
 from flows.focus_plan import plan_focus
-from flows.local_server import prefect_api
 from flows.pipeline import pipeline
 from flows.product import combinations
 from flows.repro import exclusive_run
@@ -84,16 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--page", default=PAGE, help=f"default: {PAGE}")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        with prefect_api():
-            state = focus(options.page, return_state=True)
-    except BlocklensError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    if not state.is_completed():
-        sys.exit(state.message)
+    run_to_exit(lambda: focus(options.page, return_state=True))
 
 
 def _publish(text: str, picture: bytes) -> None:

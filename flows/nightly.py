@@ -10,9 +10,7 @@ mean. A night in which nothing changed makes no commit.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +23,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.command_line import run_to_exit
 from flows.graph import run_dvc
-from flows.local_server import prefect_api
 from flows.pipeline import pipeline
 from flows.repository import committer, run_git
 from stages.contracts.errors import BlocklensError
@@ -86,14 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.nightly", description=__doc__)
     parser.add_argument("--branch", default=BRANCH)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        with prefect_api():
-            state = nightly(options.branch, return_state=True)
-    except BlocklensError as error:
-        sys.exit(str(error))
-    if not state.is_completed():
-        sys.exit(state.message)
+    run_to_exit(lambda: nightly(options.branch, return_state=True))
 
 
 if __name__ == "__main__":

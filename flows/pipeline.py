@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +27,8 @@ from prefect.tasks import Task, exponential_backoff
 
 from flows import processes
 from flows.artifacts import publish_files, publish_results, publish_states
+from flows.command_line import run_to_exit
 from flows.graph import PlannedStage, read_plan
-from flows.local_server import prefect_api
 from flows.overrides import apply_overrides
 from flows.progress import ProgressBoard
 from flows.repro import exclusive_run, run_stage
@@ -91,17 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="default: all of dvc.yaml")
     parser.add_argument("--force", action="store_true", help="run unchanged stages too")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("flows").setLevel(logging.INFO)
-    try:
-        with prefect_api():
-            state = pipeline(options.stages or None, options.force, return_state=True)
-    except BlocklensError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    if not state.is_completed():
-        sys.exit(state.message)
+    stages = options.stages or None
+    run_to_exit(lambda: pipeline(stages, options.force, return_state=True))
 
 
 def _run(root: Path, plan: Sequence[PlannedStage], force: bool) -> State[dict[str, str]]:

@@ -15,8 +15,6 @@ import argparse
 import base64
 import hashlib
 import json
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -37,9 +35,9 @@ from prefect.states import Completed, Failed
 
 from flows import processes
 from flows.combination_runs import run_missing, share_experiments
+from flows.command_line import run_to_exit
 from flows.experiments import PARAMS, Recorded, read_experiments, require_committed
 from flows.graph import read_plan
-from flows.local_server import prefect_api
 from flows.product import Combination, combinations
 from flows.repository import run_git
 from flows.repro import exclusive_run
@@ -105,18 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     followers = dict(each.split("=", 1) for each in options.follow if "=" in each)
     if len(followers) < len(options.follow):
         parser.error("--follow: write PARAM=PARAM, each follower once")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        with prefect_api():
-            state = sweep(
-                dict(options.grid), followers, options.target, page=options.page, return_state=True
-            )
-    except BlocklensError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    if not state.is_completed():
-        sys.exit(state.message)
+    grid, page = dict(options.grid), options.page
+    run_to_exit(lambda: sweep(grid, followers, options.target, page=page, return_state=True))
 
 
 def _publish(

@@ -4,8 +4,8 @@ Reads:   the base model (--weights: its manifest), the adapter (--adapter), the 
          evaluate (--blocks).
 Writes:  adapter-slim.safetensors, curve.csv (CURVE), strengths.csv (SLIM_STRENGTHS), retrain/
          (settings to train exactly those blocks), images/<prompt>-<seed>/{none,full,slim}.png of
-         the held-out prompts and seeds, ranks.csv (SLIM_RANKS) and an adapter-slim-rank-<rank>
-         for each of slim.ranks, metrics.json.
+         the held-out prompts and seeds, ranks.csv (SLIM_RANKS) and ranks/ with a file for each of
+         slim.ranks, metrics.json.
 Params:  slim, model, sampling, prompts.
 
 The chooser puts the blocks in an order (slimming/choosers.py). The blocks kept may be given
@@ -135,8 +135,9 @@ def slim(
     with replace_folder(out) as work:
         file = work / "adapter-slim.safetensors"
         write_adapter(file, slimmed)
+        (work / "ranks").mkdir()
         for one in reranked[: len(params.ranks)]:
-            write_adapter(work / f"adapter-slim-rank-{one.rank}.safetensors", one.adapter)
+            write_adapter(work / "ranks" / f"adapter-slim-rank-{one.rank}.safetensors", one.adapter)
         write_table(SLIM_RANKS, rank_table(reranked), work / "ranks.csv")
         write_table(CURVE, _curve(source, plan, tried), work / "curve.csv")
         write_table(

@@ -44,7 +44,7 @@ def predict_velocity(
             models that have none.
         grid: rows and columns of tokens; None for square pictures.
     """
-    dtype, device = transformer.dtype, packed.device
+    dtype, device = working_dtype(transformer), packed.device
     side = round(packed.shape[1] ** 0.5)
     rows, columns = grid or (side, side)
     guidances = None
@@ -63,6 +63,16 @@ def predict_velocity(
             return_dict=False,
         )[0]
     return velocity
+
+
+def working_dtype(transformer: FluxTransformer2DModel) -> torch.dtype:
+    """Return the number format that the transformer computes in, as `transformer.dtype` does.
+
+    That property looks at every module before it answers, which takes as long as several layers of
+    nano-flux: too long for every step. A bias is never quantised.
+    """
+    dtype: torch.dtype = transformer.x_embedder.bias.dtype
+    return dtype
 
 
 @contextmanager

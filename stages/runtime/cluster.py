@@ -56,6 +56,8 @@ _RETRIES: Final = 2
 _AHEAD: Final = 2
 """Items sent per worker: one is computed, one waits. Few, since an item may hold pictures."""
 _QUIET: Final = {"distributed.admin.large-graph-warning-threshold": "1 GiB"}
+_AS_HERE: Final[dict[str, dict[str, str]]] = {"distributed.nanny.pre-spawn-environ": {}}
+"""Else Dask sets OMP_NUM_THREADS in this process too, for all that it starts later."""
 
 _Answer = TypeVar("_Answer")
 _log = logging.getLogger(__name__)
@@ -112,7 +114,8 @@ def _local_cluster(count: int) -> SpecCluster:
         "cls": Scheduler,
         "options": {**here, "port": 0, "dashboard_address": "127.0.0.1:0"},
     }
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+    with dask.config.set(_AS_HERE):
+        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 @contextmanager

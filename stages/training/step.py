@@ -13,6 +13,7 @@ from torch import nn
 from stages.contracts.errors import Problem, TrainingError
 from stages.contracts.params import TrainParams
 from stages.encoding.encoded import Encoded
+from stages.families.flow import working_dtype
 from stages.optimisation.optimiser import set_learning_rate
 from stages.optimisation.schedule import learning_rate, pictures_per_step
 from stages.training.batches import Draw, Sample, draw_step, picture_of, step_samples
@@ -58,13 +59,14 @@ def take_step(trainee: Trainee, data: Encoded, params: TrainParams, step: int) -
     names = [picture_of(data, sample).name for sample in samples]
     draws = draw_step(data, params, samples)
     transformer = trainee.transformer
+    device, dtype = transformer.device, working_dtype(transformer)
     trainee.optimiser.zero_grad(set_to_none=True)
     loss = 0.0
     left_alone: list[float] = []
     kept: list[float] = []
     problems: list[Problem] = []
     for members in _passes(draws, params.batch):
-        batch = assemble([draws[m] for m in members], transformer.device, transformer.dtype)
+        batch = assemble([draws[m] for m in members], device, dtype)
         with _dropout(trainee, data, params, [samples[m] for m in members]):
             losses = flow_losses(transformer, batch, params.guidance)
             named = [(names[m], draws[m]) for m in members]

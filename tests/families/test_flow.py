@@ -6,12 +6,14 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
+from stages.adapters.attach import add_lora
 from stages.contracts.params import ModelParams
 from stages.families.architecture import read_architecture
-from stages.families.flow import predict_velocity, sampling_sigmas
+from stages.families.flow import predict_velocity, sampling_sigmas, working_dtype
 from stages.families.latents import decode_pictures
 from stages.families.loading import load_text_encoders, load_transformer, load_vae
 from stages.families.noise import initial_noise
@@ -100,3 +102,14 @@ def test_guidance_none_is_a_model_without_the_embedder(
         assert torch.equal(predict_velocity(plain, packed, sigmas, text, 3.5), expected)
     assert torch.equal(bypassed, expected)
     assert not torch.allclose(bypassed, guided)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_working_dtype_is_the_models(
+    tiny_flux: FluxTransformer2DModel, dtype: torch.dtype
+) -> None:
+    """With and without a float32 LoRA on the very layer that is asked."""
+    tiny_flux.to(dtype)
+    assert working_dtype(tiny_flux) == tiny_flux.dtype == dtype
+    add_lora(tiny_flux, ["x_embedder"], 2, 2.0, 0)
+    assert working_dtype(tiny_flux) == tiny_flux.dtype == dtype

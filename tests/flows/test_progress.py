@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.progress import ProgressBoard, artifact_key
@@ -20,15 +21,16 @@ echo 'alpha: 9 of 12, 30 s left, loss 0.125'
 """
 
 
-def progress() -> dict[str, Any]:
-    """Return the progress artifacts of the server: key -> (percent, description)."""
+def progress(stage: str) -> dict[str, Any]:
+    """Return a stage's progress artifacts: key -> (percent, description).
+
+    Other tests' runs have left theirs on the same server.
+    """
+    wanted = ArtifactFilter(key=ArtifactFilterKey(like_=artifact_key(stage, stage)))
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(limit=200)
-    return {
-        each.key: (each.data, each.description)
-        for each in found
-        if each.type == "progress" and each.key
-    }
+        found = client.read_artifacts(artifact_filter=wanted)
+    assert {each.type for each in found} == {"progress"}
+    return {str(each.key): (each.data, each.description) for each in found}
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -38,7 +40,7 @@ def test_lines_of_a_stage_become_progress(finished_project: Path) -> None:
     (finished_project / "hook.sh").write_text(f'if [ "$2" = alpha.txt ]; then\n{SAYS}fi\n')
     state = run_flow(finished_project, ["alpha"])
     assert state.is_completed(), state.message
-    assert progress() == {
+    assert progress("alpha") == {
         "progress-alpha": (75.0, "9 of 12, 30 s left, loss 0.125"),
         "progress-alpha-checks": (25.0, "1 of 4, 9 s left"),
     }

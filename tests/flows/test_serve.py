@@ -70,6 +70,8 @@ def served(finished_project: Path, tmp_path: Path) -> Iterator[tuple[Path, str, 
     document["deployments"][1]["schedules"] = [{"interval": 20.0, "active": True}]
     (source / "prefect.yaml").write_text(yaml.safe_dump(document))
     shutil.copytree(ROOT / "flows", source / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    with (source / ".gitignore").open("a", encoding="utf-8") as ignored:
+        ignored.write("__pycache__/\n")
     git(source, "add", "--all")
     git(source, "commit", "--quiet", "--message", "flows")
     port = free_port()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,11 +160,28 @@ def test_without_the_package_there_is_a_message(
         pass
 
 
+def test_a_cluster_of_this_machine_leaves_the_threads_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Threads change how sums round: what this process starts later has to write the same bytes."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with cluster._local_cluster(1) as one:
+        one.wait_for_workers(1)
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def no_workers_left(local: SpecCluster) -> None:
+    """Wait for the worker that the nanny has just started again: it would take the next item."""
+    until = time.monotonic() + 60.0
+    while local.scheduler.workers:
+        assert time.monotonic() < until, "the cluster keeps its workers"
+        time.sleep(0.05)
+
+
 def test_a_cluster_that_ends_is_told(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No scheduler, no workers, an item that kills: the run ends with what to do, and goes on."""
-    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(cluster, "_CONNECT_S", 5.0)
     monkeypatch.setattr(cluster, "_POLL_S", 0.2)
-    monkeypatch.setattr(cluster, "_WORKERLESS_S", 0.5)
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         alone = cluster._local_cluster(1)
     monkeypatch.setenv("BLOCKLENS_DASK", alone.scheduler_address)
@@ -171,6 +189,8 @@ def test_a_cluster_that_ends_is_told(notes: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(ClusterError, match="an item killed its worker again and again"):
             list(one.each(errands.die, [0]))
         alone.scale(0)
+        no_workers_left(alone)
+        monkeypatch.setattr(cluster, "_WORKERLESS_S", 0.5)
         with pytest.raises(ClusterError, match=r"no worker for 0.5 s\. Start workers\."):
             list(one.each(errands.square, [0]))
         alone.close()

@@ -12,7 +12,9 @@ from diffusers import FluxTransformer2DModel
 from stages.adapters.module import Adapter, LoraPair
 from stages.contracts.blocks import BlockId
 from stages.families.architecture import Architecture, block_of, lora_modules
+from stages.families.flow import predict_velocity
 from stages.families.noise import keyed_normal
+from stages.families.text import TextBatch
 from stages.families.weights import Manifest, WeightFile, write_manifest
 from stages.runtime.files import sha256_file
 
@@ -59,6 +61,12 @@ def tiny_inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, t
         keyed_normal((batch, 5, 64), "tokens"),
         keyed_normal((batch, 64), "pooled"),
     )
+
+
+def tiny_velocity(transformer: FluxTransformer2DModel) -> torch.Tensor:
+    """Return the output [4, 4, 32] on the same inputs each time."""
+    packed, sigmas, tokens, pooled = tiny_inputs(4)
+    return predict_velocity(transformer, packed, sigmas, TextBatch(tokens, pooled), 2.5)
 
 
 def write_tiny_folder(out: Path, transformer: FluxTransformer2DModel, nano_flux: Path) -> Path:

@@ -10,11 +10,9 @@ from stages.adapters.attach import attach_adapter, detach, lora_layers
 from stages.adapters.compatibility import linear_shapes
 from stages.contracts.blocks import BlockId
 from stages.families.architecture import block_of
-from stages.families.flow import predict_velocity
-from stages.families.text import TextBatch
 from stages.sampling.gates import BlockGates, block_gates
 from stages.sampling.merged_weights import can_merge
-from tests.sampling.planting import plant_adapter, same_strength, tiny_architecture, tiny_inputs
+from tests.sampling.planting import plant_adapter, same_strength, tiny_architecture, tiny_velocity
 
 BLOCKS = tiny_architecture().blocks
 BATCH = 4
@@ -25,12 +23,6 @@ ROWS = {
     "a strength per block": torch.tensor([[0.0, 1.0, 0.5, 1.5, -0.25]]).expand(BATCH, -1),
     "one block differs": torch.tensor([[0.0, 1.0, 1, 1, 1], *[[1.0, 1.0, 1, 1, 1]] * 3]),
 }
-
-
-def velocity(transformer: FluxTransformer2DModel) -> torch.Tensor:
-    """The output [4, 4, 32] on the same inputs each time."""
-    packed, sigmas, tokens, pooled = tiny_inputs(BATCH)
-    return predict_velocity(transformer, packed, sigmas, TextBatch(tokens, pooled), 2.5)
 
 
 @pytest.fixture
@@ -61,13 +53,13 @@ def test_merged_is_what_the_gates_compute(rows: torch.Tensor, adapted, merging) 
     merging.set(rows)
     alike = {block for column, block in enumerate(BLOCKS) if rows[:, column].unique().numel() == 1}
     assert merged_blocks(adapted) == alike
-    merged = velocity(adapted)
+    merged = tiny_velocity(adapted)
     merging.set(rows.clone().requires_grad_())
     assert not merged_blocks(adapted)
-    computed = velocity(adapted).detach()
+    computed = tiny_velocity(adapted).detach()
     torch.testing.assert_close(merged, computed, **ROUNDING)
     merging.set(torch.zeros(BATCH, len(BLOCKS)))
-    assert (merged - velocity(adapted)).abs().max() > 100 * (merged - computed).abs().max()
+    assert (merged - tiny_velocity(adapted)).abs().max() > 100 * (merged - computed).abs().max()
 
 
 def test_nothing_adds_up(adapted) -> None:
@@ -76,16 +68,16 @@ def test_nothing_adds_up(adapted) -> None:
         name: layer.get_base_layer().weight.data_ptr()
         for name, layer in lora_layers(adapted).items()
     }
-    plain = velocity(adapted)
+    plain = tiny_velocity(adapted)
     with block_gates(adapted, BLOCKS, merge=True) as gates:
         for rows in [*ROWS.values()] * 3:
             gates.set(rows)
         gates.set(ROWS["full"])
-        first = velocity(adapted)
+        first = tiny_velocity(adapted)
         gates.set(ROWS["strength"])
         gates.set(ROWS["full"])
-        assert torch.equal(velocity(adapted), first)
-    assert torch.equal(velocity(adapted), plain)
+        assert torch.equal(tiny_velocity(adapted), first)
+    assert torch.equal(tiny_velocity(adapted), plain)
     assert weights == {
         name: layer.get_base_layer().weight.data_ptr()
         for name, layer in lora_layers(adapted).items()
@@ -97,9 +89,9 @@ def test_zero_is_the_base_model_bit_for_bit(adapted) -> None:
     with block_gates(adapted, BLOCKS, merge=True) as gates:
         gates.set(ROWS["full"])
         gates.set(torch.zeros(BATCH, len(BLOCKS)))
-        bare = velocity(adapted)
+        bare = tiny_velocity(adapted)
     detach(adapted)
-    assert torch.equal(velocity(adapted), bare)
+    assert torch.equal(tiny_velocity(adapted), bare)
 
 
 def test_only_plain_float32_weights_are_merged(adapted) -> None:

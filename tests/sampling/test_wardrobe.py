@@ -12,8 +12,6 @@ from stages.adapters.matched_noise import matched_noise
 from stages.adapters.module import Adapter
 from stages.contracts.blocks import BASE
 from stages.contracts.params import ModelParams, SamplingParams
-from stages.families.flow import predict_velocity
-from stages.families.text import TextBatch
 from stages.sampling.compiled_gates import compiled_gates
 from stages.sampling.gates import block_gates
 from stages.sampling.generation import Job, generate_latents
@@ -23,7 +21,7 @@ from tests.sampling.planting import (
     plant_adapter,
     same_strength,
     tiny_architecture,
-    tiny_inputs,
+    tiny_velocity,
     write_tiny_folder,
 )
 
@@ -39,12 +37,6 @@ def adapter(tiny_flux: FluxTransformer2DModel) -> Adapter:
     """An adapter in every block."""
     shapes = linear_shapes(tiny_flux)
     return plant_adapter(tiny_architecture(), shapes, same_strength(BLOCKS, 0.1))
-
-
-def velocity(transformer: FluxTransformer2DModel) -> torch.Tensor:
-    """The output [4, 4, 32] on the same inputs each time."""
-    packed, sigmas, tokens, pooled = tiny_inputs(BATCH)
-    return predict_velocity(transformer, packed, sigmas, TextBatch(tokens, pooled), 2.5)
 
 
 def gate_rows(values: tuple[float, ...]) -> torch.Tensor:
@@ -70,17 +62,17 @@ def test_another_variant_is_not_compiled_again(
         expected = []
         for row in ROWS:
             plain.set(gate_rows(row))
-            expected.append(velocity(tiny_flux))
+            expected.append(tiny_velocity(tiny_flux))
     torch._dynamo.reset()
     with torch.no_grad(), compiled_gates(tiny_flux, BLOCKS, BATCH, backend) as gates:
         compiled = []
         for row, wanted in zip(ROWS, expected, strict=True):
             gates.set(gate_rows(row))
-            torch.testing.assert_close(velocity(tiny_flux), wanted, rtol=0, atol=0)
+            torch.testing.assert_close(tiny_velocity(tiny_flux), wanted, rtol=0, atol=0)
             compiled.append(len(programs))
     # The first single block gets its tokens in another layout of memory than the others do.
     assert compiled == [3, 3, 3]
-    velocity(tiny_flux)
+    tiny_velocity(tiny_flux)
     assert len(programs) == 3
     assert not any(block._compiled_call_impl for block in tiny_flux.transformer_blocks)
 

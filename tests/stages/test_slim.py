@@ -193,7 +193,7 @@ def test_smaller_ranks_are_a_lever_of_their_own(run: Run, tmp_path: Path) -> Non
     out = run(STRONG, block_table(STRONG), ranks=[1])
     table = read_table(SLIM_RANKS, out / "ranks.csv")
     assert table[["blocks", "rank"]].values.tolist() == [[2, 1], [5, 1]]
-    small = read_adapter(out / "adapter-slim-rank-1.safetensors")
+    small = read_adapter(out / "ranks" / "adapter-slim-rank-1.safetensors")
     slimmed = read_adapter(out / "adapter-slim.safetensors")
     assert small.blocks == slimmed.blocks
     assert {pair.rank for pair in small.modules.values()} == {1}
