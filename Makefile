@@ -1,10 +1,13 @@
 # make run   install, run the whole pipeline on the embedded model, say where the report is
-# make test  install, then ruff, strict mypy, the graph, and all tests that need no GPU
+# make test  install more, then ruff, strict mypy, the graph, and all tests that need no GPU
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+WITH_MIXER := $(VENV)/.installed-mixer
+WITH_TESTS := $(VENV)/.installed-tests
 
 export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -37,7 +40,7 @@ mcp: $(INSTALLED)
 	python -m flows.door
 
 # Blocks on and off by hand, on a page of this machine, until Ctrl-C: docs/mixer.md.
-mixer: $(INSTALLED)
+mixer: $(WITH_MIXER)
 	python -m mixer $(MIXER)
 
 # One training per value of flows/ablation.yaml, and their table in docs/ablation.md.
@@ -46,24 +49,33 @@ ablation: $(INSTALLED)
 
 test: lint types unit
 
-lint: $(INSTALLED)
+lint: $(WITH_TESTS)
 	ruff check .
 	ruff format --check .
 	dvc dag --dot > /dev/null
 
-types: $(INSTALLED)
+types: $(WITH_TESTS)
 	mypy flows mixer stages benchmarks
 
-unit: $(INSTALLED)
-	pytest -m "not gpu" $(PYTEST)
+# As many at once as there are cores, each on one thread. PYTEST="--numprocesses 0" runs them in a row.
+unit: export OMP_NUM_THREADS := 1
+unit: $(WITH_TESTS)
+	pytest -m "not gpu" --numprocesses auto --maxprocesses 8 $(PYTEST)
 
-# torch's CPU build where pip offers one under that version; every other pin is exact.
-$(INSTALLED): requirements.lock requirements-mixer.lock pyproject.toml
+# What runs need, at the versions of the lock; torch's CPU build where pip offers one under that
+# version.
+$(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-mixer.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $(INSTALLED)
+	$(INSTALL) --constraint requirements.lock --editable '.[orchestration,mcp]'
+	touch $@
+
+$(WITH_MIXER): $(INSTALLED) requirements-mixer.lock
+	$(INSTALL) --no-deps --requirement requirements-mixer.lock
+	touch $@
+
+$(WITH_TESTS): $(WITH_MIXER)
+	$(INSTALL) --requirement requirements.lock
+	touch $@
 
 clean:
 	rm -rf .blocklens .mypy_cache .pytest_cache .ruff_cache

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from filelock import FileLock
 
 from stages.families.weights import Manifest, WeightFile, write_manifest
 from stages.runtime.files import sha256_file
@@ -59,7 +60,27 @@ def weights_manifest(nano_flux: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the project after one undisturbed `dvc repro`, in small. Copy it to change it."""
-    folder = clone(tmp_path_factory.mktemp("small-run") / "clone")
-    assert len(stages_run(reproduce(folder))) == 11
+    """A clone of the project after one undisturbed `dvc repro`, in small. Copy it to change it.
+
+    One for all processes of pytest-xdist: whoever asks first makes it, the others wait.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / "small-run", root / "small-run.done"
+    with FileLock(root / "small-run.lock"):
+        if not done.exists():
+            assert not folder.exists(), "another process could not make the small run"
+            assert len(stages_run(reproduce(clone(folder)))) == 11
+            done.touch()
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, so that no process still has one when others are done.
+
+    That is, in several processes; in a row the quick ones go first, as they are found.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
