@@ -44,8 +44,6 @@ from stages.sampling.wardrobe import load_generator, worn
 KEPT_REFERENCES: Final = 32
 """Pairs of reference pictures in memory; at 1024 px a pair is 6 MB."""
 
-_BYTES_PER_NUMBER: Final = 4  # our files are float32
-
 
 @dataclass(frozen=True)
 class Shot:
@@ -221,8 +219,7 @@ class Mixer:
 
     def _file_bytes(self, strengths: Strengths) -> int:
         parts = split_by_block(self._adapter).items()
-        numbers = sum(part.parameters for block, part in parts if strengths[block] != 0.0)
-        return _BYTES_PER_NUMBER * numbers
+        return sum(part.tensor_bytes for block, part in parts if strengths[block] != 0.0)
 
 
 def _style(params: EvaluateParams) -> HeatmapStyle:

@@ -21,7 +21,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -60,7 +59,6 @@ from stages.slimming.ranks import rank_table, rerank
 from stages.slimming.refitting import crossed_strengths, size_strengths
 from stages.slimming.trial import Shots, Studio, Trial, Verdict, draw_references, find_size
 
-_BYTES_PER_NUMBER: Final = 4  # our files are float32
 _log = logging.getLogger(__name__)
 
 
@@ -201,7 +199,7 @@ def _products(effect: Effect, params: SlimParams, batch: int) -> Array:
 
 def _sizes(source: Adapter) -> list[int]:
     """Return the bytes of each block in a file of ours."""
-    return [_BYTES_PER_NUMBER * part.parameters for part in split_by_block(source).values()]
+    return [part.tensor_bytes for part in split_by_block(source).values()]
 
 
 def _tell(size: int, whole: int, confirmed: Verdict, params: SlimParams) -> None:

@@ -54,6 +54,11 @@ class Adapter:
         plain = sum(change.parameters for change in self.modules.values() if not change.origin)
         return plain + sum(origin.parameters for origin in origins(self))
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all matrices in a file of ours, which is float32."""
+        return 4 * self.parameters
+
 
 def origins(adapter: Adapter) -> tuple[Origin, ...]:
     """Return the layers that are written as they came, each once, in order of their names."""

@@ -8,8 +8,7 @@ products of another size round differently: a picture does not depend on how man
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +17,14 @@ import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 
-from stages.adapters.attach import attach_adapter
-from stages.adapters.module import Adapter
-from stages.contracts.params import ModelParams, SamplingParams
+from stages.contracts.params import SamplingParams
 from stages.families.architecture import Architecture, read_architecture
 from stages.families.flow import denoise, sampling_sigmas
 from stages.families.latents import decode_pictures
-from stages.families.loading import load_transformer, load_vae
+from stages.families.loading import load_vae
 from stages.families.noise import initial_noise
-from stages.families.quantisation import require_hardware
 from stages.families.text import TextEmbedding, batch_text
-from stages.runtime.device import configure_torch
-from stages.sampling.gates import BlockGates, block_gates
-from stages.sampling.prompts import NamedPrompt, embed_prompts
+from stages.sampling.gates import BlockGates
 
 
 @dataclass(frozen=True)
@@ -84,31 +78,6 @@ def make_generator(
         texts,
         gates,
     )
-
-
-@contextmanager
-def open_generator(
-    folder: Path,
-    adapter: Adapter,
-    prompts: Collection[NamedPrompt],
-    model: ModelParams,
-    sampling: SamplingParams,
-) -> Iterator[Generator]:
-    """Yield a generator of the base model in `folder` with a gate per block of `adapter`.
-
-    The gates' order is that of `adapter.blocks`; jobs name their prompts as `prompts` do.
-
-    Raises:
-        AdapterError: the adapter does not fit the base model.
-        HardwareError: a package or GPU that `model` asks for is missing.
-    """
-    device = configure_torch()
-    require_hardware(model, device)
-    texts = embed_prompts(folder, prompts, model, device)
-    transformer = load_transformer(folder, model, device)
-    attach_adapter(transformer, adapter)
-    with block_gates(transformer, adapter.blocks, merge=True) as gates:
-        yield make_generator(folder, transformer, texts, sampling, gates)
 
 
 def generate(

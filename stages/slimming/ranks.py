@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,6 @@ from stages.adapters.reranking import at_rank
 from stages.lens.rankings import Resampling
 from stages.sampling.session import Outfit
 from stages.slimming.trial import Studio, Trial, Verdict
-
-_BYTES_PER_NUMBER: Final = 4  # our files are float32
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def rank_table(reranked: Sequence[Reranked]) -> pd.DataFrame:
         {
             "blocks": [len(one.adapter.blocks) for one in reranked],
             "rank": [one.rank for one in reranked],
-            "bytes": [_weight_bytes(one.adapter) for one in reranked],
+            "bytes": [one.adapter.tensor_bytes for one in reranked],
             "weight_error": [one.weight_error for one in reranked],
             "recovery": [one.verdict.recovery for one in reranked],
             "recovery_low": [one.verdict.low for one in reranked],
@@ -70,7 +67,3 @@ def rank_table(reranked: Sequence[Reranked]) -> pd.DataFrame:
     )
     # An empty list has no type.
     return table.astype(float).astype(dict.fromkeys(["blocks", "rank", "bytes"], int))
-
-
-def _weight_bytes(adapter: Adapter) -> int:
-    return _BYTES_PER_NUMBER * sum(change.parameters for change in adapter.modules.values())
