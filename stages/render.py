@@ -36,7 +36,7 @@ from stages.families.weights import ensure_weights
 from stages.imaging.png import encode_png
 from stages.runtime.console import run_stage
 from stages.runtime.crew import Crew, Setting, open_crew
-from stages.runtime.device import device_type
+from stages.runtime.device import rounding
 from stages.runtime.files import sha256_file, write_json
 from stages.runtime.fingerprint import run_fingerprint
 from stages.runtime.outputs import replace_folder
@@ -94,7 +94,7 @@ def _state_folder(params: dict[str, Section], weights: Path, adapter: Path) -> P
     inputs = {
         "weights": sha256_file(weights),
         "adapter": sha256_file(adapter),
-        "device": device_type(),  # two devices round differently
+        "rounding": rounding(),
     }
     values = {name: section.model_dump() for name, section in params.items()}
     root = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / "render"

@@ -47,7 +47,7 @@ from stages.judging.verdict import judge
 from stages.optimisation.optimiser import require_optimiser
 from stages.optimisation.schedule import pictures_per_step, settle_steps
 from stages.runtime.console import Command, run_stage
-from stages.runtime.device import configure_torch
+from stages.runtime.device import configure_torch, rounding
 from stages.runtime.files import sha256_file
 from stages.runtime.fingerprint import run_fingerprint, source_hashes
 from stages.runtime.outputs import replace_folder
@@ -196,7 +196,7 @@ def _base_name(weights: Path) -> str:
 
 def _state_folder(params: Mapping[str, Section], weights: Path, encoded: Path) -> Path:
     """Return the folder of this very run's state, and say so if other runs left theirs."""
-    inputs = {"weights": sha256_file(weights)}
+    inputs = {"weights": sha256_file(weights), "rounding": rounding()}
     inputs |= {path.name: sha256_file(path) for path in sorted(encoded.glob("*.*"))}
     values = {name: section.model_dump() for name, section in params.items()}
     root = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / "train"

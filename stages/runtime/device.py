@@ -44,6 +44,17 @@ def device_type() -> str:
     return device_name().partition(":")[0]
 
 
+def cpu_threads() -> int:
+    """Return how many threads torch computes with, as the environment asks."""
+    return int(os.environ.get("BLOCKLENS_THREADS") or torch.get_num_threads())
+
+
+def rounding() -> str:
+    """Return what of this machine decides how sums are rounded: cuda, or the CPU's threads."""
+    device = device_type()
+    return device if device != "cpu" else f"cpu, {cpu_threads()} threads"
+
+
 def resident_bytes() -> int:
     """Return the memory in use: on CUDA what torch holds, else this process's resident set."""
     if torch.cuda.is_available():

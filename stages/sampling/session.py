@@ -6,7 +6,6 @@ same files: the base model and the adapter are named, not sent.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from stages.contracts.params import ModelParams, SamplingParams
 from stages.families.loading import checkpoint_blocks
 from stages.families.weights import WeightFile, ensure_weights, read_manifest
 from stages.runtime.crew import Crew, Setting, ordered
-from stages.runtime.device import configure_torch, device_type
+from stages.runtime.device import configure_torch, cpu_threads, device_type
 from stages.runtime.files import sha256_file
 from stages.sampling.generation import Generator, Job, generate, generate_latents
 from stages.sampling.prompts import NamedPrompt
@@ -122,7 +121,6 @@ def set_scene(
         WeightsError: the base weights of the manifest `weights` are missing or changed.
     """
     # Not configure_torch's: the GPU is claimed by who computes.
-    threads = int(os.environ.get("BLOCKLENS_THREADS", torch.get_num_threads()))
     scene = Scene(
         ensure_weights(weights).resolve(),
         read_manifest(weights).files,
@@ -134,7 +132,7 @@ def set_scene(
         compiled,
         checkpointed,
         device_type(),
-        threads,
+        cpu_threads(),
     )
     return Setting(open_session, scene_problems, scene)
 

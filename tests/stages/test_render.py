@@ -236,14 +236,18 @@ def is_worker(process: psutil.Process) -> bool:
     return any("spawn_main" in word for word in process.cmdline())
 
 
-def test_another_adapter_starts_anew(run: Run, tmp_path: Path, adapter: Path) -> None:
-    """Pictures kept from a run with another adapter are not used."""
+def test_another_adapter_or_rounding_starts_anew(
+    run: Run, tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures kept from a run with another adapter, or of other threads, are not used."""
     folders = []
-    for content in (adapter.read_bytes(), adapter.read_bytes() + b" "):
-        adapter.write_bytes(content)
+    content = adapter.read_bytes()
+    for threads, written in (("1", content), ("1", content + b" "), ("2", content)):
+        monkeypatch.setenv("BLOCKLENS_THREADS", threads)
+        adapter.write_bytes(written)
         sections = {"render": RENDER, "model": MODEL}
         folders.append(module._state_folder(sections, tmp_path / "manifest.json", adapter))
-    assert folders[0] != folders[1]
+    assert len(set(folders)) == 3
     assert os.fspath(folders[0]).startswith(os.fspath(tmp_path / "state"))
 
 
