@@ -23,10 +23,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from docs.writers.pictures import LARGEST_BYTES
+from tests.browser import require_chromium
 from tests.docs.commands import FOREIGN, RUN, checked_commands, commands_of, program_of, run_blocks
 from tests.docs.commands import words_of as words
 from tests.docs.pages import PAGES, ROOT, fences, name_of
-from tests.small_run import clone, environment
+from tests.small_run import clone, environment, run
 
 TEN_STEPS = ROOT / "docs/first-lora.md"
 OTHERS = [page for page in PAGES if page != TEN_STEPS and run_blocks(page)]
@@ -76,6 +78,19 @@ def test_other_pages_run(project: Path, page: Path) -> None:
     """Examples that look at a finished run do so here, after the ten steps."""
     for block in run_blocks(page):
         run_block(project, block)
+
+
+@pytest.mark.slow
+def test_pictures_are_cut_from_a_report(project: Path, tmp_path: Path) -> None:
+    """`make docs` finds every section that docs/reading-the-report.md shows, and keeps it small."""
+    require_chromium()
+    asked = ["docs.writers.pictures", "--report", str(project / "data/report/index.html")]
+    done = run(project, *asked, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    committed = sorted(path.name for path in (ROOT / "docs").glob("report-*.jpg"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == committed
+    for path in [*tmp_path.iterdir(), *(ROOT / "docs" / name for name in committed)]:
+        assert path.stat().st_size < LARGEST_BYTES, path
 
 
 def run_block(folder: Path, block: str) -> None:
