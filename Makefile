@@ -13,7 +13,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: run flow serve mcp mixer image image-cuda ablation test lint types unit clean
+.PHONY: run flow serve mcp mixer image image-cuda ablation docs test lint types unit clean
 
 # DVC deletes a stage's outputs before the stage can refuse its input: bring the last good ones back.
 run: $(INSTALLED)
@@ -47,6 +47,12 @@ mixer: $(WITH_MIXER)
 ablation: $(INSTALLED)
 	python -m flows.ablation
 
+# The pages that commands write: docs/parameters.md, docs/formats.md, pictures of the report.
+docs: $(WITH_TESTS)
+	python -m docs.writers.parameters
+	python -m docs.writers.formats
+	python -m docs.writers.pictures
+
 test: lint types unit
 
 lint: $(WITH_TESTS)
@@ -55,7 +61,7 @@ lint: $(WITH_TESTS)
 	dvc dag --dot > /dev/null
 
 types: $(WITH_TESTS)
-	mypy flows mixer stages benchmarks
+	mypy flows mixer stages benchmarks docs/writers
 
 # As many at once as there are cores, each on one thread. PYTEST="--numprocesses 0" runs them in a row.
 unit: export OMP_NUM_THREADS := 1
