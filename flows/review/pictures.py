@@ -17,6 +17,8 @@ from flows.review.revisions import fetch_output
 INDEX: Final = "data/render/index.csv"
 SLIM: Final = "data/slim/images"
 TILE_PX: Final = 256
+MORE_PAIRS: Final = 3
+"""So many more held-out prompts and seeds are on the web page: it is to be small enough to mail."""
 _LABEL_PX: Final = 22
 _GAP_PX: Final = 6
 _FONT_PX: Final = 14
@@ -27,7 +29,7 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 class Shown:
     """Pictures of one revision with their labels, and the prompt behind the references.
 
-    `more` are `full` and `slim` of the other held-out prompts and seeds.
+    `more` are `full` and `slim` of the next held-out prompts and seeds, MORE_PAIRS at most.
     """
 
     revision: str
@@ -60,7 +62,9 @@ def collect_pictures(root: Path, revision: str | None, name: str) -> Shown | Non
                 tiles.append((variant, _opened(picture)))
         first_pair, *others = _slim_tiles(root, revision, Path(folder) / "slim") or [[]]
         tiles += first_pair
-        more = tuple(tile for pair in others for tile in pair if not tile[0].endswith(" none"))
+        more = tuple(
+            tile for pair in others[:MORE_PAIRS] for tile in pair if not tile[0].endswith(" none")
+        )
     return Shown(name, str(first["text"]), tuple(tiles), more) if tiles else None
 
 

@@ -233,7 +233,7 @@ def test_the_page_shows_both_runs_and_what_became_of_them(
         expect(slider).to_have_value("0")
         box = slider.bounding_box()
         assert box is not None
-        page.mouse.click(box["x"] + box["width"] * 0.75, box["y"] + box["height"] / 2)
+        slider.click(position={"x": box["width"] * 0.75, "y": box["height"] / 2})
         assert 65 < int(slider.input_value()) < 85
         page.locator("summary").click()
         assert barriers(page) == []
