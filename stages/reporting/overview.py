@@ -147,8 +147,10 @@ def _findings(evidence: Evidence, params: Params) -> list[Finding]:
     measured = evidence.metrics["evaluate"]
     if "rank_tau" in measured:
         findings.append(_ranking(measured["rank_tau"]))
-    if "split_half_tau" in measured:
-        findings.append(_stability(measured["split_half_tau"]))
+    for of_what, stage in (("shares", "attribute"), ("pictures", "evaluate")):
+        if "split_half_tau" in evidence.metrics[stage]:
+            tau = evidence.metrics[stage]["split_half_tau"]
+            findings.append(_stability(of_what, tau))
     if "noise_floor_mse" in measured:
         findings.append(_noise_floor(evidence, measured["noise_floor_mse"]))
     if "bleed" in measured:
@@ -159,16 +161,18 @@ def _findings(evidence: Evidence, params: Params) -> list[Finding]:
 def _sample_size(evidence: Evidence, params: Params) -> Finding:
     measured = evidence.metrics["evaluate"]
     prompts, seeds = int(measured["prompts"]), int(measured["seeds"])
+    asked = params.attribute.prompts or params.prompts.develop
+    noise = params.attribute.seeds or params.prompts.seeds
     coverage = percent(params.attribute.confidence, 0)
     if is_anecdotal(evidence):
         meaning = "One prompt with one seed is an anecdote: it says nothing about other prompts."
     else:
         meaning = (
-            f"{count(prompts * seeds, 'picture')} per block. Intervals cover {coverage}, "
-            "by resampling prompts, then seeds."
+            f"pictures of each block alone; shares are from {len(asked)} × {len(noise)}. "
+            f"Intervals cover {coverage}, by resampling prompts, then seeds."
         )
         if prompts * seeds < 8:
-            meaning += " Few: read neighbours in the ranking as equal."
+            meaning += " Few pictures: read neighbours in their ranking as equal."
     return Finding("Sample", f"{prompts} × {seeds}", meaning, prompts * seeds < 8)
 
 
@@ -193,12 +197,13 @@ def _ranking(tau: float) -> Finding:
     return Finding("Agreement", decimal(tau), meaning, tau < 0.4)
 
 
-def _stability(tau: float) -> Finding:
+def _stability(of_what: str, tau: float) -> Finding:
+    ranked = {"shares": "shares", "pictures": "pictures of single blocks"}[of_what]
     meaning = (
-        f"{agreement(tau).capitalize()} agreement (Kendall τ) between the rankings of single-block "
-        "pictures by two halves of the prompts."
+        f"{agreement(tau).capitalize()} agreement (Kendall τ) between the rankings by {ranked} "
+        "from two halves of the prompts."
     )
-    return Finding("Stability", decimal(tau), meaning, tau < 0.4)
+    return Finding(f"Stability of {of_what}", decimal(tau), meaning, tau < 0.4)
 
 
 def _noise_floor(evidence: Evidence, floor: float) -> Finding:

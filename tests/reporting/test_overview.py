@@ -39,13 +39,15 @@ def test_doubts_are_told(evidence: Evidence) -> None:
     """Each weakness of the evidence is a caution, not a footnote."""
     findings = {f.name: f for f in tell_overview(evidence, example_params()).findings}
     wanted = {"Sample", "Completeness", "Near zero", "Agreement", "Noise floor", "Bleed"}
-    assert set(findings) == wanted | {"Stability"}
+    assert set(findings) == wanted | {"Stability of pictures"}
     assert findings["Sample"].caution
     assert findings["Sample"].figure == "2 × 2"
     assert not findings["Completeness"].caution
     weak = with_metrics(evidence, "evaluate", rank_tau=0.1, bleed=0.6, split_half_tau=0.1)
+    weak = with_metrics(weak, "attribute", split_half_tau=0.2)
     doubted = {f.name for f in tell_overview(weak, example_params()).findings if f.caution}
-    assert {"Agreement", "Stability", "Bleed", "Sample"} <= doubted
+    stability = {"Stability of shares", "Stability of pictures"}
+    assert {"Agreement", "Bleed", "Sample"} | stability <= doubted
 
 
 def test_the_block_that_bleeds_most_is_named(evidence: Evidence) -> None:
