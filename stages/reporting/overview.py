@@ -161,14 +161,13 @@ def _findings(evidence: Evidence, params: Params) -> list[Finding]:
 def _sample_size(evidence: Evidence, params: Params) -> Finding:
     measured = evidence.metrics["evaluate"]
     prompts, seeds = int(measured["prompts"]), int(measured["seeds"])
-    asked = params.attribute.prompts or params.prompts.develop
-    noise = params.attribute.seeds or params.prompts.seeds
+    asked, noise = len(params.prompts.develop + params.attribute.prompts), params.attribute.seeds
     coverage = percent(params.attribute.confidence, 0)
     if is_anecdotal(evidence):
         meaning = "One prompt with one seed is an anecdote: it says nothing about other prompts."
     else:
         meaning = (
-            f"pictures of each block alone; shares are from {len(asked)} × {len(noise)}. "
+            f"pictures of each block alone; shares are from {asked} × {len(noise)}. "
             f"Intervals cover {coverage}, by resampling prompts, then seeds."
         )
         if prompts * seeds < 8:
