@@ -27,7 +27,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 from flows.parcels import unpack
@@ -165,7 +165,9 @@ def _ended(client: SyncPrefectClient, board: _Board) -> list[FlowRun]:
 def _online(client: SyncPrefectClient) -> int:
     try:
         workers = client.read_workers_for_work_pool(POOL)
-    except ObjectNotFound:
+    except PrefectHTTPStatusError as error:  # not ObjectNotFound, as elsewhere in 3.8.8's client
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            raise
         return 0
     return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from flows.experiments import read_experiments
-from flows.fan_out import POOL
+from flows.fan_out import POOL, online_workers
 from flows.serve import experiment_workers
 from tests.flows.conftest import is_alive, run_dvc, wait_until
 from tests.flows.sweep_project import ROOT, make_project
@@ -216,3 +216,9 @@ def test_each_worker_has_a_clone_and_a_gpu_of_its_own(
         project, tmp_path / "clone", "http://nowhere/api", 1, None
     ).values()
     assert "CUDA_VISIBLE_DEVICES" not in worker.environment
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_without_the_pool_there_are_no_workers() -> None:
+    """A server that knows nothing of us: a sweep runs its experiments itself."""
+    assert online_workers() == 0
