@@ -17,7 +17,8 @@ import httpx2
 import pytest
 import yaml
 
-from flows.serve import ServeError, crash_zombies, serve
+from flows.fan_out import POOL as EXPERIMENTS
+from flows.serve import POOL, ServeError, crash_zombies, serve
 from tests.flows.conftest import descendants, is_alive, run_dvc
 from tests.repositories import git
 
@@ -36,11 +37,13 @@ def test_every_deployment_names_a_flow_of_ours() -> None:
     """prefect.yaml has no check of its own: entry points, the pool, and no concurrency limit."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     names = [deployment["name"] for deployment in document["deployments"]]
-    assert names == ["on-demand", "nightly", "focus", "sweep"]
+    assert names == ["on-demand", "nightly", "focus", "sweep", "experiment"]
     for deployment in document["deployments"]:
         file, _, function = deployment["entrypoint"].partition(":")
         assert f"\ndef {function}(" in (ROOT / file).read_text(encoding="utf-8")
-        assert deployment["work_pool"] == {"name": "blocklens"}
+        single = deployment["name"] == "experiment"  # else a sweep would wait for its own slot
+        assert deployment["work_pool"] == {"name": EXPERIMENTS if single else POOL}
+        assert ("pull" in deployment) is single
         assert "concurrency_limit" not in deployment
 
 
