@@ -37,6 +37,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import processes
+from flows.left_runs import end_left_runs
 from flows.local_server import wait_until_healthy
 from flows.worker_clone import update_clone
 from stages.contracts.errors import BlocklensError
@@ -48,7 +49,9 @@ CLONE: Final = Path(".blocklens/worker")
 ZOMBIES: Final = "Runs without a heartbeat are crashed"
 HEARTBEAT_S: Final = 60
 DEAD_AFTER_S: Final = 300
-STOP_GRACE_S: Final = 60.0
+SERVER_GRACE_S: Final = 60.0
+WORKER_GRACE_S: Final = processes.STAGE_GRACE_S + processes.GUARD_GRACE_S + 60.0
+"""Longer than a flow waits for its stage, which may have to save what took hours."""
 _PREFECT: Final = (sys.executable, "-m", "prefect")
 _WORKER: Final = (*_PREFECT, "worker", "start", "--pool", POOL, "--limit", "1")
 _LEASES: Final = "prefect.server.concurrency.lease_storage.filesystem"
@@ -102,7 +105,9 @@ def serve(source: Path, clone: Path, port: int) -> None:
     with _running([*_PREFECT, "server", "start"], environment, logs / "server.log") as server:
         wait_until_healthy(server, url, logs / "server.log")
         _register(environment, source)
-        with _running(_WORKER, environment, logs / "worker.log") as working:
+        with temporary_settings({PREFECT_API_URL: url}):
+            asyncio.run(end_left_runs(POOL))
+        with _running(_WORKER, environment, logs / "worker.log", WORKER_GRACE_S) as working:
             _log.info("Prefect: http://%s:%d (Ctrl-C stops it)", HOST, port)
             _wait({"server": server, "worker": working}, logs)
 
@@ -121,7 +126,8 @@ def work(source: Path, clone: Path, url: str) -> None:
     update_clone(str(source), str(clone))
     environment = serving_environment(source, clone, url)
     _register(environment, source)
-    with _running([*_WORKER, "--with-healthcheck"], environment) as working:
+    command = [*_WORKER, "--with-healthcheck"]
+    with _running(command, environment, grace_s=WORKER_GRACE_S) as working:
         _log.info("working for %s", url)
         _wait({"worker": working})
 
@@ -208,7 +214,10 @@ def _wait(processes_by_name: Mapping[str, subprocess.Popen[str]], logs: Path | N
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str], log: Path | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path | None = None,
+    grace_s: float = SERVER_GRACE_S,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a command until the context ends; without a log it writes where this process does."""
     with ExitStack() as stack:
@@ -217,11 +226,11 @@ def _running(
             log.parent.mkdir(parents=True, exist_ok=True)
             output["stdout"] = stack.enter_context(log.open("w", encoding="utf-8"))
             output["stderr"] = subprocess.STDOUT
-        process = processes.start_guarded(command, STOP_GRACE_S, env=dict(environment), **output)
+        process = processes.start_guarded(command, grace_s, env=dict(environment), **output)
     try:
         yield process
     finally:
-        processes.stop(process, STOP_GRACE_S)
+        processes.stop(process, grace_s)
 
 
 def _ended(name: str, process: subprocess.Popen[str], log: Path | None) -> str:
