@@ -10,7 +10,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: run flow serve mcp mixer image image-cuda ablation test lint types unit clean
+.PHONY: run flow serve mcp mixer image image-cuda ablation docs test lint types unit clean
 
 # DVC deletes a stage's outputs before the stage can refuse its input: bring the last good ones back.
 run: $(INSTALLED)
@@ -44,6 +44,12 @@ mixer: $(INSTALLED)
 ablation: $(INSTALLED)
 	python -m flows.ablation
 
+# The pages that commands write: docs/parameters.md, docs/formats.md, pictures of the report.
+docs: $(INSTALLED)
+	python -m docs.writers.parameters
+	python -m docs.writers.formats
+	python -m docs.writers.pictures
+
 test: lint types unit
 
 lint: $(INSTALLED)
@@ -52,7 +58,7 @@ lint: $(INSTALLED)
 	dvc dag --dot > /dev/null
 
 types: $(INSTALLED)
-	mypy flows mixer stages benchmarks
+	mypy flows mixer stages benchmarks docs/writers
 
 unit: $(INSTALLED)
 	pytest -m "not gpu" $(PYTEST)

@@ -120,6 +120,15 @@ def test_the_engine_needs_no_page() -> None:
     assert with_gradio == {"page", "server"}
 
 
+def test_what_writes_pages_knows_contracts_alone() -> None:
+    """Pages say what params, tables and dvc.yaml say; no page needs a model to be written."""
+    for path in module_files("docs"):
+        names = imported_modules(path)
+        ours = {name for name in names if name.startswith("stages.")}
+        assert {room_of(name) for name in ours} <= BOTTOM, path
+        assert not {name.split(".")[0] for name in names} & {"flows", "mixer", "benchmarks"}
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in STAGE_MODULES if room_of(dotted(path)) == "imaging"],

@@ -173,11 +173,11 @@ def test_a_cluster_of_this_machine_leaves_the_threads_alone(
     assert "OMP_NUM_THREADS" not in os.environ
 
 
-def no_workers_left(local: SpecCluster) -> None:
-    """Wait for the worker that the nanny has just started again: it would take the next item."""
+def wait_for(count: int, local: SpecCluster) -> None:
+    """Wait until the scheduler itself knows `count` workers."""
     until = time.monotonic() + 60.0
-    while local.scheduler.workers:
-        assert time.monotonic() < until, "the cluster keeps its workers"
+    while len(local.scheduler.workers) != count:
+        assert time.monotonic() < until, f"the cluster never has {count} workers"
         time.sleep(0.05)
 
 
@@ -191,8 +191,9 @@ def test_a_cluster_that_ends_is_told(notes: Path, monkeypatch: pytest.MonkeyPatc
     with open_crew(setting(notes)) as one:
         with pytest.raises(ClusterError, match="an item killed its worker again and again"):
             list(one.each(errands.die, [0]))
+        wait_for(1, alone)  # the nanny has started it again
         alone.scale(0)
-        no_workers_left(alone)
+        wait_for(0, alone)
         monkeypatch.setattr(cluster, "_WORKERLESS_S", 0.5)
         with pytest.raises(ClusterError, match=r"no worker for 0.5 s\. Start workers\."):
             list(one.each(errands.square, [0]))
