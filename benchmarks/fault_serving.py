@@ -35,7 +35,7 @@ from benchmarks.faults import LIMIT_S, Case, moment
 from flows.repository import run_git
 
 VICTIMS: Final = ("worker", "server")
-COMMAND: Final = "make serve; prefect deployment run pipeline/on-demand"
+COMMAND: Final = "prefect deployment run pipeline/on-demand"
 CLONE: Final = Path(".blocklens/worker")
 _RUN_ID: Final = re.compile(r"UUID: ([0-9a-f-]{36})")
 _ENDED: Final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -193,7 +193,8 @@ class Served:
     def wait_for_end(self) -> str:
         """Return the first line of what it said when it ended because of that."""
         self.process.wait(timeout=LIMIT_S)
-        return next((line for line in self.log.read_text().splitlines() if "ended" in line), "")
+        said = self.log.read_text().splitlines()
+        return next((line for line in said if "ended" in line), "").partition(" The end of")[0]
 
     def stop(self) -> None:
         """Stop it, as Ctrl-C does: a shell may have told us to ignore that."""

@@ -41,8 +41,9 @@ _NOTES: Final = {
     "dvc": "The stage ends when its `dvc` does, and saves its state if it has any; the stage of "
     "the next `dvc repro` waits for it.",
     "worker": "`make serve` ends with a message when the worker dies, and all that it started "
-    "ends, too. Served again, it marks the run `Crashed` at once.",
-    "server": "The worker ends with its server, the run with its worker, the stage with its run.",
+    "ends, too. `make serve` again marks the run `Crashed` at once; then comes the next command.",
+    "server": "The worker ends with its server, the run with its worker, the stage with its run; "
+    "then `make serve` again, and the next command.",
     "dask-worker": "Another worker is started, and takes over the item. In the cases with *work* "
     "the seconds count from when both workers were ready; in the others a worker may be killed "
     "while it starts.",
