@@ -13,9 +13,10 @@ export DO_NOT_TRACK := 1
 .PHONY: run flow serve mcp mixer image image-cuda ablation docs test lint types unit clean
 
 # DVC deletes a stage's outputs before the stage can refuse its input: bring the last good ones back.
+# Of a LoRA from elsewhere (split.adapter) only what uses it is run: nothing is trained.
 run: $(INSTALLED)
 	python -m stages.runtime.machine
-	dvc repro || { dvc --quiet checkout 2> /dev/null; exit 1; }
+	targets=$$(python -m flows.targets) && dvc repro $$targets || { dvc --quiet checkout 2> /dev/null; exit 1; }
 	@echo "Report: file://$(abspath data/report/index.html)"
 
 flow: $(INSTALLED)

@@ -31,6 +31,6 @@ if ! flock --nonblock 9; then
     refuse "another container uses the checkout in /data. Run your command in that one (docker \
 exec), or give this one a checkout of its own."
 fi
-rm -f /data/.dvc/tmp/rwlock /cache/worker/.dvc/tmp/rwlock
+rm -f /data/.dvc/tmp/rwlock /cache/worker*/.dvc/tmp/rwlock
 
 exec "$@"

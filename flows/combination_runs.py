@@ -1,4 +1,4 @@
-"""Combinations of params run as DVC experiments, each a task of the flow that asks for it."""
+"""Combinations of params run as DVC experiments: here one by one, or by workers at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.experiments import Recorded, read_experiments, run_experiment
+from flows.fan_out import online_workers, run_on_workers
 from flows.graph import run_dvc
 from flows.product import Combination
 from flows.progress import ProgressBoard
@@ -19,11 +20,20 @@ from stages.contracts.errors import BlocklensError
 from stages.contracts.params import Params
 
 
-def run_missing(root: Path, cells: Sequence[Combination], target: str) -> list[str]:
-    """Run what is missing, one after the other, and return the messages of those that failed."""
+def run_missing(
+    root: Path, cells: Sequence[Combination], target: str, workers: bool = False
+) -> list[str]:
+    """Run what is missing, and return the messages of those that failed.
+
+    With `workers`, those of the pool for experiments take it, if any are there; otherwise it is
+    run here, each combination a task, one after the other.
+    """
     logger = get_run_logger()
     missing = missing_combinations(cells, read_experiments(root))
     logger.info("%d experiments, %d of them to run", len(cells), len(missing))
+    if workers and missing and (online := online_workers()):
+        logger.info("%d workers take them", online)
+        return run_on_workers(root, missing, target)
     failed = []
     for cell in missing:
         state = experiment.with_options(name=cell.name, task_run_name=cell.name)(

@@ -32,6 +32,7 @@ from flows.graph import PlannedStage, read_plan
 from flows.overrides import apply_overrides
 from flows.progress import ProgressBoard
 from flows.repro import exclusive_run, run_stage
+from flows.targets import default_targets
 from stages.contracts.errors import BlocklensError
 
 RETRY_BACKOFF_S = 10
@@ -46,7 +47,8 @@ def pipeline(
 ) -> State[dict[str, str]]:
     """Run the stages of the dvc.yaml in the working directory, and what they need first.
 
-    No targets means all stages; `force` runs those that did not change too. `overrides` maps
+    No targets means all stages, and for a LoRA from elsewhere in split.adapter those that use it
+    (flows/targets.py); `force` runs those that did not change too. `overrides` maps
     names such as `train.rank` to values, which are checked and written into params.yaml before
     anything runs. The result maps each stage to Ran, Unchanged or FromRunCache. After a failed
     stage nothing more runs, and the flow run fails with that stage's own message.
@@ -58,7 +60,7 @@ def pipeline(
         with exclusive_run(root):
             if overrides:
                 apply_overrides(root, overrides)
-            return _run(root, read_plan(root, targets or ()), force)
+            return _run(root, read_plan(root, targets or default_targets(root)), force)
     except BlocklensError as error:
         return Failed(message=str(error))
     except BaseException:
@@ -87,7 +89,12 @@ def reproduce(stage: str, force: bool, timeout_s: float | None) -> State[Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the flow from the command line; exit code 1 with the stage's message if it fails."""
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="default: all of dvc.yaml")
+    parser.add_argument(
+        "stages",
+        nargs="*",
+        metavar="STAGE",
+        help="default: all of dvc.yaml that split.adapter needs",
+    )
     parser.add_argument("--force", action="store_true", help="run unchanged stages too")
     options = parser.parse_args(arguments)
     logging.getLogger("flows").setLevel(logging.INFO)

@@ -1,11 +1,14 @@
 """Prefect's server and one worker on this machine, with the deployments of prefect.yaml.
 
     python -m flows.serve [--port 4200] [--clone .blocklens/worker] [--server URL]
+                          [--experiments N] [--only-experiments]
 
 Prints the address of the page, and runs until Ctrl-C or SIGTERM, which stop a running stage so
 that it can go on later, then the worker, then the server. The database is in PREFECT_HOME
 (.blocklens/prefect); everything listens on this machine alone. With --server there is a server
-already, at an address such as http://server:4200/api: only the worker is started here.
+already, at an address such as http://server:4200/api: only the worker is started here. With
+--experiments there are N workers more, which take the experiments of sweeps, N at once, each in a
+clone of its own; with --only-experiments and --server nothing but those.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -37,9 +41,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import processes
+from flows.fan_out import POOL as EXPERIMENTS
 from flows.left_runs import end_left_runs
 from flows.local_server import wait_until_healthy
-from flows.worker_clone import update_clone
+from flows.worker_clone import CLONE_VARIABLE, SOURCE_VARIABLE, update_clone
 from stages.contracts.errors import BlocklensError
 
 HOST: Final = "127.0.0.1"
@@ -53,13 +58,29 @@ SERVER_GRACE_S: Final = 60.0
 WORKER_GRACE_S: Final = processes.STAGE_GRACE_S + processes.GUARD_GRACE_S + 60.0
 """Longer than a flow waits for its stage, which may have to save what took hours."""
 _PREFECT: Final = (sys.executable, "-m", "prefect")
-_WORKER: Final = (*_PREFECT, "worker", "start", "--pool", POOL, "--limit", "1")
+_WORKER: Final = (*_PREFECT, "worker", "start", "--type", "process", "--limit", "1", "--pool")
+RESTARTS: Final = 10
+"""How often a worker for experiments that ended by itself is started again."""
 _LEASES: Final = "prefect.server.concurrency.lease_storage.filesystem"
+_GPUS: Final = "CUDA_VISIBLE_DEVICES"
 _log = logging.getLogger("flows.serve")  # run as a program, __name__ is another
 
 
 class ServeError(BlocklensError, RuntimeError):
     """Server or worker did not start, or ended by themselves."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A worker to start: its command line, environment, and log, None for our own output."""
+
+    line: tuple[str, ...]
+    environment: Mapping[str, str]
+    log: Path | None
+
+    def start(self) -> AbstractContextManager[subprocess.Popen[str]]:
+        """Return the process, running until the context ends."""
+        return _running(self.line, self.environment, self.log, WORKER_GRACE_S)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,29 +89,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--clone", type=Path, default=CLONE, help="the worker's own clone")
     parser.add_argument("--server", metavar="URL", help="the API of a server that runs already")
+    said = "how many workers take experiments of sweeps; default: none"
+    parser.add_argument("--experiments", type=int, default=0, metavar="N", help=said)
+    parser.add_argument("--only-experiments", action="store_true", help="no worker for other runs")
     options = parser.parse_args(arguments)
+    if options.only_experiments and (options.server is None or options.experiments < 1):
+        parser.error("--only-experiments: needs --server URL and --experiments N")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("flows").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.server is None:
-            serve(Path.cwd(), options.clone, options.port)
+            serve(Path.cwd(), options.clone, options.port, options.experiments)
         else:
-            work(Path.cwd(), options.clone, options.server)
+            main_worker = not options.only_experiments
+            work(Path.cwd(), options.clone, options.server, options.experiments, main_worker)
     except BlocklensError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         _log.info("stopped")
 
 
-def serve(source: Path, clone: Path, port: int) -> None:
-    """Start server and worker, register the deployments, and wait until one of the two ends.
+def serve(source: Path, clone: Path, port: int, experiments: int = 0) -> None:
+    """Start server and workers, register the deployments, and wait until one of them ends.
 
     Raises:
         ServeError: the port is taken, or registration, server or worker fail.
         ServerError: the server does not start.
-        CloneError: the worker's clone would be in a place that holds something else.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after both were stopped.
+        CloneError: a worker's clone would be in a place that holds something else.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after all were stopped.
     """
     _require_free(port)
     update_clone(str(source), str(clone))
@@ -102,34 +129,66 @@ def serve(source: Path, clone: Path, port: int) -> None:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": _LEASES,
     }
     logs = Path(environment["PREFECT_HOME"])
+    workers = {"worker": Command((*_WORKER, POOL), environment, logs / "worker.log")}
+    workers |= experiment_workers(source, clone, url, experiments, logs)
     with _running([*_PREFECT, "server", "start"], environment, logs / "server.log") as server:
         wait_until_healthy(server, url, logs / "server.log")
         _register(environment, source)
         with temporary_settings({PREFECT_API_URL: url}):
             asyncio.run(end_left_runs(POOL))
-        with _running(_WORKER, environment, logs / "worker.log", WORKER_GRACE_S) as working:
+        with ExitStack() as stack:
+            working = {name: stack.enter_context(each.start()) for name, each in workers.items()}
             _log.info("Prefect: http://%s:%d (Ctrl-C stops it)", HOST, port)
-            _wait({"server": server, "worker": working}, logs)
+            _wait({"server": server, **working}, workers, stack, logs)
 
 
-def work(source: Path, clone: Path, url: str) -> None:
+def work(
+    source: Path, clone: Path, url: str, experiments: int = 0, main_worker: bool = True
+) -> None:
     """Register the deployments at the API of a running server, and work for it.
 
-    What the worker says goes to this process's own output, and it answers at /health on the port
-    that PREFECT_WORKER_WEBSERVER_PORT names, 8080 by default: a container's ways to be watched.
+    What the workers say goes to this process's own output, and the first answers at /health on the
+    port that PREFECT_WORKER_WEBSERVER_PORT names, 8080 by default: a container's ways to be
+    watched. Without `main_worker`, only experiments are taken, and nothing is registered: the
+    server's own machine has done that.
 
     Raises:
         ServeError: registration or worker fail.
-        CloneError: the worker's clone would be in a place that holds something else.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the worker was stopped.
+        CloneError: a worker's clone would be in a place that holds something else.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the workers were stopped.
     """
-    update_clone(str(source), str(clone))
     environment = serving_environment(source, clone, url)
-    _register(environment, source)
-    command = [*_WORKER, "--with-healthcheck"]
-    with _running(command, environment, grace_s=WORKER_GRACE_S) as working:
+    workers = {}
+    if main_worker:
+        update_clone(str(source), str(clone))
+        _register(environment, source)
+        workers["worker"] = Command((*_WORKER, POOL), environment, None)
+    workers |= experiment_workers(source, clone, url, experiments, None)
+    first = next(iter(workers))
+    workers[first] = replace(workers[first], line=(*workers[first].line, "--with-healthcheck"))
+    with ExitStack() as stack:
+        working = {name: stack.enter_context(each.start()) for name, each in workers.items()}
         _log.info("working for %s", url)
-        _wait({"worker": working})
+        _wait(working, workers, stack)
+
+
+def experiment_workers(
+    source: Path, clone: Path, url: str, count: int, logs: Path | None
+) -> dict[str, Command]:
+    """Return `count` workers of the pool for experiments by name, their clones made.
+
+    Where CUDA_VISIBLE_DEVICES lists GPUs, each worker gets one of them, in turn.
+    """
+    workers = {}
+    for index in range(count):
+        name, own = f"experiments-{index + 1}", Path(f"{clone}-{index + 1}")
+        update_clone(str(source), str(own))
+        environment = serving_environment(source, own, url)
+        if gpus := [gpu for gpu in environment.get(_GPUS, "").split(",") if gpu]:
+            environment[_GPUS] = gpus[index % len(gpus)]
+        log = logs / f"{name}.log" if logs else None
+        workers[name] = Command((*_WORKER, EXPERIMENTS), environment, log)
+    return workers
 
 
 def serving_environment(source: Path, clone: Path, url: str) -> dict[str, str]:
@@ -138,8 +197,8 @@ def serving_environment(source: Path, clone: Path, url: str) -> dict[str, str]:
         **os.environ,
         "PREFECT_API_URL": url,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
-        "BLOCKLENS_SOURCE": str(source.resolve()),
-        "BLOCKLENS_CLONE": str(clone.resolve()),
+        SOURCE_VARIABLE: str(source.resolve()),
+        CLONE_VARIABLE: str(clone.resolve()),
     }
 
 
@@ -175,10 +234,11 @@ def crash_zombies() -> Automation:
 
 
 def _register(environment: Mapping[str, str], source: Path) -> None:
-    """Make the pool (again), the deployments and the automation."""
+    """Make the pools (again), the deployments and the automation."""
     commands = (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["work-pool", "set-concurrency-limit", POOL, "1"],
+        ["work-pool", "create", EXPERIMENTS, "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--all"],
     )
     for command in commands:
@@ -204,11 +264,24 @@ async def _register_automation() -> None:
         await crash_zombies().acreate()
 
 
-def _wait(processes_by_name: Mapping[str, subprocess.Popen[str]], logs: Path | None = None) -> None:
+def _wait(
+    running: dict[str, subprocess.Popen[str]],
+    workers: Mapping[str, Command],
+    stack: ExitStack,
+    logs: Path | None = None,
+) -> None:
+    """Wait until a process ends; one that takes experiments is started again, RESTARTS times."""
+    left = dict.fromkeys((name for name in workers if name != "worker"), RESTARTS)
     while True:
-        for name, process in processes_by_name.items():
-            if process.poll() is not None:
-                raise ServeError(_ended(name, process, logs and logs / f"{name}.log"))
+        for name, process in running.items():
+            if process.poll() is None:
+                continue
+            said = _ended(name, process, logs and logs / f"{name}.log")
+            if left.get(name, 0) == 0:
+                raise ServeError(said)
+            left[name] -= 1
+            _log.warning("%s\nIt is started again.", said)
+            running[name] = stack.enter_context(workers[name].start())
         time.sleep(0.5)
 
 

@@ -3,6 +3,8 @@
     python -m flows.sweep train.rank=4,8,16 train.learning_rate=0.001,0.0004
                           [--follow train.alpha=train.rank] [--target slim] [--page FILE]
 
+One after the other here; with a server in PREFECT_API_URL, workers for experiments take them.
+
 Experiments that are there already at this commit are not run again: a stopped sweep, and one with
 more values, run what is missing. One that fails is named at the end and tried again by the next
 call; the others are run all the same. `dvc exp show` has them all, `dvc exp apply NAME` brings one
@@ -31,6 +33,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
 from flows import processes
@@ -57,12 +60,14 @@ def sweep(
     target: str = TARGET,
     share: bool = False,
     page: str | None = None,
+    workers: bool = True,
 ) -> State[Any]:
     """Run the pipeline up to `target` for every combination of the values in `grid`.
 
     `grid` maps names such as `train.rank` to lists of values; `follow` maps further names to one
     of those, whose value they take. `share` sends the experiments to the repository that this one
-    is a clone of. The plot is written to `page` (.blocklens/sweeps/ if not given).
+    is a clone of. The plot is written to `page` (.blocklens/sweeps/ if not given). With `workers`,
+    those of the pool `blocklens-experiments` run the combinations, where any are online.
     """
     root = Path.cwd()
     processes.allow_starts()
@@ -72,7 +77,7 @@ def sweep(
         cells = combinations(grid, follow or {}, root / PARAMS, sections, target)
         with exclusive_run(root):
             require_committed(root, load_params(root / PARAMS))
-            failed = run_missing(root, cells, target)
+            failed = run_missing(root, cells, target, workers)
             recorded = read_experiments(root)
             if share:
                 share_experiments(root, cells, recorded)
@@ -104,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(followers) < len(options.follow):
         parser.error("--follow: write PARAM=PARAM, each follower once")
     grid, page = dict(options.grid), options.page
-    run_to_exit(lambda: sweep(grid, followers, options.target, page=page, return_state=True))
+    served = bool(PREFECT_API_URL.value())  # else there will be a server for this run alone
+    run_to_exit(
+        lambda: sweep(grid, followers, options.target, page=page, workers=served, return_state=True)
+    )
 
 
 def _publish(

@@ -6,15 +6,18 @@ cache is shared with the source, so that nothing is made or fetched twice.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 from flows.graph import run_dvc
-from flows.repository import run_git
+from flows.repository import GitError, run_git
 from flows.repro import exclusive_run
 from stages.contracts.errors import BlocklensError
 
 CACHE: Final = ".dvc/cache"
+SOURCE_VARIABLE: Final = "BLOCKLENS_SOURCE"
+CLONE_VARIABLE: Final = "BLOCKLENS_CLONE"
 
 
 class CloneError(BlocklensError, RuntimeError):
@@ -27,6 +30,9 @@ def update_clone(source: str, clone: str, revision: str = "HEAD") -> dict[str, s
     It is made where it is missing. Changes that an earlier run left in tracked files are undone,
     outputs are those of that commit as far as the cache has them; resumable state stays. This is a
     pull step of prefect.yaml, run before the flow.
+
+    Where `source` lacks the commit, it fetches from its own remotes once: a run of another machine
+    may be about a newer commit.
 
     Raises:
         CloneError: `clone` is something else than a clone of `source`.
@@ -43,12 +49,37 @@ def update_clone(source: str, clone: str, revision: str = "HEAD") -> dict[str, s
     if Path(found).resolve() != origin:
         raise CloneError(f"{folder} is a clone of {found}, not of {origin}: name another folder")
     with exclusive_run(folder):
-        commit = run_git(origin, "rev-parse", f"{revision}^{{commit}}")
+        commit = _commit(origin, revision)
         run_git(folder, "fetch", "--quiet", "--tags", "--force", "origin", commit)
         run_git(folder, "checkout", "--quiet", "--detach", "--force", commit)
         run_dvc(folder, "config", "--local", "cache.dir", _cache(origin))
         run_dvc(folder, "checkout", "--quiet", "--force", "--allow-missing")
     return {"directory": str(folder)}
+
+
+def update_own_clone(revision: str = "HEAD") -> dict[str, str]:
+    """Do the same for the clone that the environment of this worker names.
+
+    So workers of one pool, on this machine and on others, have each a clone of their own.
+
+    Raises:
+        CloneError: the environment names none: the worker was not started by flows.serve.
+    """
+    missing = [name for name in (SOURCE_VARIABLE, CLONE_VARIABLE) if name not in os.environ]
+    if missing:
+        said = " and ".join(missing)
+        raise CloneError(f"{said} not set: start the worker with python -m flows.serve")
+    return update_clone(os.environ[SOURCE_VARIABLE], os.environ[CLONE_VARIABLE], revision)
+
+
+def _commit(origin: Path, revision: str) -> str:
+    try:
+        return run_git(origin, "rev-parse", f"{revision}^{{commit}}")
+    except GitError:
+        if not run_git(origin, "remote"):
+            raise
+    run_git(origin, "fetch", "--quiet", "--all")
+    return run_git(origin, "rev-parse", f"{revision}^{{commit}}")
 
 
 def _cache(origin: Path) -> str:

@@ -71,8 +71,8 @@ def add_subset(root: Path, name: str, strengths: Strengths, blocks: Sequence[Blo
     """Add the mix to params.yaml under render.subsets, and return it as it stands there.
 
     Raises:
-        ParamsError: the name is none, there is such a subset, nothing is on, or the file would not
-            be valid; it is as it was then.
+        ParamsError: the name is none, there is such a subset, nothing is on, the file would not
+            be valid, or may not be written; it is as it was then.
     """
     _require_name(name, ParamsError("The mix cannot be added to params.yaml", [_bad_name(name)]))
     subsets = load_params(root / PARAMS).render.subsets
@@ -85,8 +85,13 @@ def add_subset(root: Path, name: str, strengths: Strengths, blocks: Sequence[Blo
         problems.append(Problem(where, "no block is on", "Switch at least one on."))
     if problems:
         raise ParamsError("The mix cannot be added to params.yaml", problems)
-    apply_overrides(root, {"render.subsets": {**subsets, name: patterns}})
-    return f"{name}: {{{', '.join(f'{key}: {value:g}' for key, value in patterns.items())}}}"
+    line = f"{name}: {{{', '.join(f'{key}: {value:g}' for key, value in patterns.items())}}}"
+    try:
+        apply_overrides(root, {"render.subsets": {**subsets, name: patterns}})
+    except OSError as error:
+        problem = Problem(where, f"params.yaml cannot be written: {error}", f"Add by hand: {line}")
+        raise ParamsError("The mix cannot be added to params.yaml", [problem]) from error
+    return line
 
 
 def _bad_name(name: str) -> Problem:

@@ -1,4 +1,10 @@
-"""The page on this machine alone: a loopback address, and no other name in a request."""
+"""The page on this machine alone: a loopback address, and no other name in a request.
+
+With BLOCKLENS_MIXER_IN_CONTAINER=1 it listens on all addresses of the container that it runs in,
+since a port that Docker publishes arrives from outside of that. Who may come is then decided where
+the port is published: docker/compose.yaml does it on 127.0.0.1. A request must name this machine
+all the same.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +27,25 @@ HOSTS: Final = ("127.0.0.1", "localhost")
 """Where the page may be; a request that names another host, as a foreign page's would, gets 400."""
 
 
+IN_CONTAINER: Final = "BLOCKLENS_MIXER_IN_CONTAINER"
+_EVERYWHERE: Final = "0.0.0.0"
+
+
 def launch(page: gr.Blocks, host: str, port: int) -> str:
     """Start to serve the page and return its address; `page.close()` ends it.
 
     Raises:
-        ValueError: `host` is not this machine's own.
+        ValueError: `host` is not this machine's own, or the variable is neither 0 nor 1.
         OSError: the port is taken.
     """
     if host not in HOSTS:
         raise ValueError(f"{host} is not this machine alone: expected {' or '.join(HOSTS)}")
+    switch = os.environ.get(IN_CONTAINER, "0")
+    if switch not in ("0", "1"):
+        raise ValueError(f"{IN_CONTAINER} is {switch!r}: expected 1 in a container, else 0")
     local = ["system-ui", "sans-serif"]  # the default theme asks Google for its letters
     _, address, _ = page.launch(
-        server_name=host,
+        server_name=_EVERYWHERE if switch == "1" else host,
         server_port=port,
         prevent_thread_lock=True,
         share=False,

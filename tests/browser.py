@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from PIL import Image
+from playwright.sync_api import Error, Page, sync_playwright
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
+AXE = Path(__file__).parent / "axe-core" / "axe.min.js"
+"""The accessibility checker; its version and source stand in the README beside it."""
+
+Scheme = Literal["light", "dark"]
 
 
 def require_chromium() -> str:
@@ -26,21 +35,46 @@ def require_chromium() -> str:
 
 
 @contextmanager
-def open_page(address: str, complaints: list[str], width: int = 1280) -> Iterator[Page]:
-    """Yield the page at `address`; errors on its console and requests elsewhere are collected."""
+def open_page(
+    address: str,
+    complaints: list[str],
+    width: int = 1280,
+    scheme: Scheme = "light",
+    keep: Path | None = None,
+) -> Iterator[Page]:
+    """Yield the page at `address`; errors on its console and requests elsewhere are collected.
+
+    What a test that fails has on the screen is kept in the folder `keep`.
+    """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=require_chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_page(viewport={"width": width, "height": 1000})
+        page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
         page.on("console", lambda said: said.type == "error" and complaints.append(said.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.extend(_foreign(request.url, address)))
         try:
             page.goto(address)
             yield page
+        except BaseException:
+            if keep is not None:
+                with suppress(Error):  # the page itself may be what failed
+                    page.screenshot(path=keep / "failed.png")
+            raise
         finally:
             browser.close()
+
+
+@contextmanager
+def silent_page(
+    file: Path, keep: Path, width: int = 1280, scheme: Scheme = "light"
+) -> Iterator[Page]:
+    """Yield the page in a file; it must not complain. A failed test's screen is kept in `keep`."""
+    complaints: list[str] = []
+    with open_page(file.as_uri(), complaints, width, scheme, keep) as page:
+        yield page
+        assert complaints == []
 
 
 def _foreign(url: str, address: str) -> list[str]:
@@ -54,3 +88,33 @@ def keep_screenshot(page: Page, folder: Path, name: str) -> Path:
     path = folder / name
     page.screenshot(path=path, full_page=True)
     return path
+
+
+@cache
+def _axe() -> str:
+    return AXE.read_text(encoding="utf-8")
+
+
+def barriers(page: Page) -> list[str]:
+    """Return what axe-core finds serious or critical on the page as it is, places included."""
+    page.evaluate(_axe())
+    found: Sequence[dict[str, object]] = page.evaluate(
+        "axe.run(document, {resultTypes: ['violations']}).then((result) => result.violations.map("
+        "({id, impact, nodes}) => ({id, impact, places: nodes.map((node) => node.target.join(' '))"
+        ".slice(0, 5).join(', ')})))"
+    )
+    return [
+        f"{one['id']}: {one['places']}" for one in found if one["impact"] in {"serious", "critical"}
+    ]
+
+
+def coarse(picture: Path, width: int = 64) -> npt.NDArray[np.float64]:
+    """Return the luminance of a screenshot in cells, each the mean of about 20 × 20 pixels.
+
+    Another Chromium draws letters a little differently; in cells of this size that is lost, and a
+    moved line, a missing picture or a wrong colour is not.
+    """
+    with Image.open(picture) as image:
+        grey = image.convert("L")
+        size = (width, round(width * grey.height / grey.width))
+        return np.asarray(grey.resize(size, Image.Resampling.BOX), dtype=np.float64)

@@ -70,3 +70,4 @@ def test_the_report_of_a_foreign_lora_needs_no_pictures_and_no_training(tmp_path
     assert {str(block) for block in slim.blocks} <= BLOCKS
     again = run(folder, "dvc", "repro", "report")
     assert stages_run(again.stdout) == []
+    assert run(folder, "flows.targets").stdout == "report\n"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import asyncssh
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
@@ -60,13 +64,61 @@ def s3_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@dataclass(frozen=True)
+class SshAccess:
+    """How a server of this machine is reached: its port, and the private key that it knows."""
+
+    port: int
+    key: Path
+
+
+@pytest.fixture
+def ssh_server(tmp_path: Path) -> Iterator[SshAccess]:
+    """An SSH server on this machine, run by this very user, that knows one key and offers SFTP."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    access = tmp_path / "ssh"
+    access.mkdir(mode=0o700)
+    key.write_private_key(str(access / "key"))
+    (access / "key").chmod(0o600)
+    key.write_public_key(str(access / "authorized_keys"))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def listen() -> asyncssh.SSHAcceptor:
+        return await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            authorized_client_keys=str(access / "authorized_keys"),
+            sftp_factory=True,
+        )
+
+    async def close() -> None:
+        server.close()
+        await server.wait_closed()
+
+    server = asyncio.run_coroutine_threadsafe(listen(), loop).result(timeout=60)
+    yield SshAccess(server.get_port(), access / "key")
+    asyncio.run_coroutine_threadsafe(close(), loop).result(timeout=60)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=60)
+    loop.close()
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3", "ssh"])
 def test_a_pulled_run_has_nothing_left_to_do(
     kind: str, committed: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """docs/sharing.md, three lines: `dvc push` here, `dvc pull` there, `dvc repro` runs nothing."""
     if kind == "folder":
         dvc(committed, "remote", "add", "--default", "team", str(tmp_path / "remote"))
+    elif kind == "ssh":
+        server: SshAccess = request.getfixturevalue("ssh_server")
+        url = f"ssh://team@127.0.0.1:{server.port}{tmp_path}/remote"
+        dvc(committed, "remote", "add", "--default", "team", url)
+        keyfile = ("remote", "modify", "--local", "team", "keyfile", str(server.key))
+        dvc(committed, *keyfile)
     else:
         endpoint = request.getfixturevalue("s3_endpoint")
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=BUCKET)
@@ -77,6 +129,12 @@ def test_a_pulled_run_has_nothing_left_to_do(
     there = tmp_path / "there"
     git(tmp_path, "clone", "--quiet", str(committed), str(there))
     assert not (there / "data/train/adapter.safetensors").exists()
+    if kind == "ssh":
+        assert str(server.key) not in (there / ".dvc/config").read_text(encoding="utf-8")
+        refused = run(there, "dvc", "pull")
+        assert refused.returncode != 0
+        assert "Permission denied" in refused.stderr
+        dvc(there, *keyfile)
     dvc(there, "pull", "--run-cache")
     assert stages_run(reproduce(there)) == []
     assert outputs(there) == outputs(committed)

@@ -1,11 +1,13 @@
 """What a change did, as a comment for its pull request: did it get better or worse?
 
-    python -m flows.review [BASE] [HEAD] [--out FOLDER] [--pictures-url URL] [--link NAME=URL ...]
+    python -m flows.review [BASE] [HEAD] [--out FOLDER] [--page FILE] [--pictures-url URL]
+                           [--link NAME=URL ...]
 
 Compares the branch, tag or commit BASE (main) with HEAD, or with the working tree as it is.
-Writes comment.md and pictures.jpg into FOLDER, and the comment to stdout. Exit code 1 if a metric
-got worse than `review.limits` in params.yaml allows, 2 if the two cannot be compared. Needs no
-GPU; pictures are shown where DVC's cache or remote has them.
+Writes comment.md and pictures.jpg into FOLDER, the comment to stdout, and, with --page, all of it
+as a web page that needs no network: both block maps, their difference, both pictures under a
+slider. Exit code 1 if a metric got worse than `review.limits` in params.yaml allows, 2 if the two
+cannot be compared. Needs no GPU; pictures are shown where DVC's cache or remote has them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Final
 import flows.environment  # noqa: F401  telemetry is off in what this starts
 from flows.review.comment import Review, write_comment
 from flows.review.judgement import judge_metrics
+from flows.review.page import read_blocks, write_page
 from flows.review.pictures import collect_pictures, draw_pictures
 from flows.review.revisions import (
     metric_changes,
@@ -38,9 +41,17 @@ FAILED: Final = 2
 
 
 def review(
-    root: Path, base: str, head: str | None, out: Path, pictures_url: str, links: dict[str, str]
+    root: Path,
+    base: str,
+    head: str | None,
+    out: Path,
+    pictures_url: str,
+    links: dict[str, str],
+    page: Path | None = None,
 ) -> Review:
     """Return the review of `head` (None: the working tree) against `base`, written into `out`.
+
+    With `page` it is written there as a web page, too.
 
     Raises:
         RevisionError: git does not know one of the two.
@@ -71,6 +82,12 @@ def review(
         links,
     )
     (out / COMMENT).write_text(write_comment(made), encoding="utf-8")
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        blocks = (read_blocks(root, base), read_blocks(root, head))
+        page.write_text(
+            write_page(made, blocks, [shown[base_name], shown[head_name]]), encoding="utf-8"
+        )
     return made
 
 
@@ -84,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("base", nargs="?", default="main")
     parser.add_argument("head", nargs="?", help="default: the working tree")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--page", type=Path, help="write the review as a web page, too")
     parser.add_argument("--pictures-url", default=PICTURES, help="where the comment finds them")
     parser.add_argument("--link", action="append", default=[], metavar="NAME=URL", type=_link)
     options = parser.parse_args(arguments)
@@ -96,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.out,
             options.pictures_url,
             dict(options.link),
+            options.page,
         )
     except BlocklensError as error:
         sys.stderr.write(f"review: {error}\n")

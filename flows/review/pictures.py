@@ -17,6 +17,8 @@ from flows.review.revisions import fetch_output
 INDEX: Final = "data/render/index.csv"
 SLIM: Final = "data/slim/images"
 TILE_PX: Final = 256
+MORE_PAIRS: Final = 3
+"""So many more held-out prompts and seeds are on the web page: it is to be small enough to mail."""
 _LABEL_PX: Final = 22
 _GAP_PX: Final = 6
 _FONT_PX: Final = 14
@@ -25,11 +27,15 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Shown:
-    """Pictures of one revision with their labels, and the prompt behind the references."""
+    """Pictures of one revision with their labels, and the prompt behind the references.
+
+    `more` are `full` and `slim` of the next held-out prompts and seeds, MORE_PAIRS at most.
+    """
 
     revision: str
     prompt: str
     tiles: tuple[tuple[str, Image.Image], ...]
+    more: tuple[tuple[str, Image.Image], ...] = ()
 
 
 def collect_pictures(root: Path, revision: str | None, name: str) -> Shown | None:
@@ -54,8 +60,12 @@ def collect_pictures(root: Path, revision: str | None, name: str) -> Shown | Non
             picture = Path(folder) / f"{variant}.png"
             if fetch_output(root, revision, f"data/render/{files[variant]}", picture):
                 tiles.append((variant, _opened(picture)))
-        tiles += _slim_tiles(root, revision, Path(folder) / "slim")
-    return Shown(name, str(first["text"]), tuple(tiles)) if tiles else None
+        first_pair, *others = _slim_tiles(root, revision, Path(folder) / "slim") or [[]]
+        tiles += first_pair
+        more = tuple(
+            tile for pair in others[:MORE_PAIRS] for tile in pair if not tile[0].endswith(" none")
+        )
+    return Shown(name, str(first["text"]), tuple(tiles), more) if tiles else None
 
 
 def draw_pictures(shown: Sequence[Shown]) -> bytes:
@@ -77,14 +87,19 @@ def draw_pictures(shown: Sequence[Shown]) -> bytes:
     return buffer.getvalue()
 
 
-def _slim_tiles(root: Path, revision: str | None, folder: Path) -> list[tuple[str, Image.Image]]:
+def _slim_tiles(
+    root: Path, revision: str | None, folder: Path
+) -> list[list[tuple[str, Image.Image]]]:
+    """Return the pictures of every held-out prompt and seed, by name."""
     if not fetch_output(root, revision, SLIM, folder):
         return []
-    first = min(path for path in folder.iterdir() if path.is_dir())
     return [
-        (f"{first.name} {stem}", _opened(first / f"{stem}.png"))
-        for stem in ("none", "full", "slim")
-        if (first / f"{stem}.png").is_file()
+        [
+            (f"{pair.name} {stem}", _opened(pair / f"{stem}.png"))
+            for stem in ("none", "full", "slim")
+            if (pair / f"{stem}.png").is_file()
+        ]
+        for pair in sorted(path for path in folder.iterdir() if path.is_dir())
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from markupsafe import Markup
 
@@ -70,6 +70,8 @@ class MapStyle:
     columns: int
     alone: bool
     prefix: str
+    meaning: Literal["share", "difference"] = "share"
+    """`difference` of two runs: `share` is what a block gained, in `before` and `after` it had."""
 
 
 def wide_columns(blocks: Sequence[BlockResult]) -> int:
@@ -83,7 +85,7 @@ def draw_block_map(
     blocks: Sequence[BlockResult], confidence: float, title: str, style: MapStyle
 ) -> Markup:
     """Return the map as an SVG element (or a whole SVG file, where `style.alone`)."""
-    largest = max([result.numbers["share"] for result in blocks if result.present], default=0.0)
+    largest = _largest(blocks, style)
     cells: list[Cell] = []
     headings: list[Heading] = []
     top = 0
@@ -91,12 +93,12 @@ def draw_block_map(
         members = [result for result in blocks if result.block.stack == stack]
         if not members:
             continue
-        headings.append(Heading(top + _HEADING - 12, words, _stack_note(members)))
+        headings.append(Heading(top + _HEADING - 12, words, _stack_note(members, style)))
         top += _HEADING
         for position, result in enumerate(members):
             row, column = divmod(position, style.columns)
             place = (column * (_CELL_WIDTH + _GAP), top + row * (_CELL_HEIGHT + _GAP))
-            cells.append(_cell(result, place, largest, confidence))
+            cells.append(_cell(result, place, largest, _Told(confidence, style.meaning)))
         rows = math.ceil(len(members) / style.columns)
         top += rows * (_CELL_HEIGHT + _GAP) + _STACK_GAP
     return render(
@@ -110,7 +112,8 @@ def draw_block_map(
         largest=largest,
         steps=range(STEPS + 1),
         title=title,
-        summary=_summary(blocks),
+        summary=_summary(blocks, style),
+        difference=style.meaning == "difference",
         alone=style.alone,
         prefix=style.prefix,
         light=LIGHT,
@@ -131,12 +134,40 @@ def describe_block(result: BlockResult, confidence: float) -> str:
     )
 
 
+def describe_difference(result: BlockResult) -> str:
+    """Return how a block's share differs between two runs, in a sentence."""
+    if not result.present:
+        return f"{result.block}: not present in either"
+    before, after = result.numbers["before"], result.numbers["after"]
+    doubt = ", their intervals overlap" if share_is_uncertain(result) else ""
+    return (
+        f"{result.block}: {_signed(result.numbers['share'])} points,"
+        f" from {percent(before)} to {percent(after)}{doubt}"
+    )
+
+
 def share_is_uncertain(result: BlockResult) -> bool:
     """Return whether a present block's interval includes 0: no effect is possible too."""
     return result.present and result.numbers["share_low"] <= 0.0 <= result.numbers["share_high"]
 
 
-def _cell(result: BlockResult, place: tuple[int, int], largest: float, confidence: float) -> Cell:
+@dataclass(frozen=True)
+class _Told:
+    """What a cell's sentence is about."""
+
+    confidence: float
+    meaning: str
+
+    def sentence(self, result: BlockResult) -> str:
+        if self.meaning == "difference":
+            return describe_difference(result)
+        return describe_block(result, self.confidence)
+
+    def value(self, share: float) -> str:
+        return _signed(share) if self.meaning == "difference" else decimal(100 * share, 1)
+
+
+def _cell(result: BlockResult, place: tuple[int, int], largest: float, told: _Told) -> Cell:
     is_base = result.block.stack == "base"
     width = 4 * _CELL_WIDTH + 3 * _GAP if is_base else _CELL_WIDTH
     share = result.number("share")
@@ -148,11 +179,25 @@ def _cell(result: BlockResult, place: tuple[int, int], largest: float, confidenc
         width=width,
         colour=_colour(share, largest),
         index="base" if is_base else str(result.block.index),
-        value=decimal(100 * share, 1) if share is not None and shown else _no_value(result),
-        sentence=describe_block(result, confidence),
+        value=told.value(share) if share is not None and shown else _no_value(result),
+        sentence=told.sentence(result),
         uncertain=share_is_uncertain(result),
         kept=result.kept,
     )
+
+
+def _signed(share: float) -> str:
+    """Return percentage points with their sign: `+0.4`."""
+    text = decimal(100.0 * share, 1)
+    return f"+{text}" if share > 0.0 else text
+
+
+def _largest(blocks: Sequence[BlockResult], style: MapStyle) -> float:
+    """Return the share of the deepest colour; a difference is as deep either way."""
+    shares = [result.numbers["share"] for result in blocks if result.present]
+    if style.meaning == "difference":
+        shares = [abs(share) for share in shares]
+    return max(shares, default=0.0)
 
 
 def _no_value(result: BlockResult) -> str:
@@ -171,19 +216,22 @@ def _colour(share: float | None, largest: float) -> str:
     return f"s{round(STEPS * share / largest) if largest > 0.0 else 0}"
 
 
-def _stack_note(members: Sequence[BlockResult]) -> str:
+def _stack_note(members: Sequence[BlockResult], style: MapStyle) -> str:
     present = [result for result in members if result.present]
     if not present:
-        return "not present in this LoRA"
+        return "not present in this LoRA" if style.meaning == "share" else "not present in either"
+    if style.meaning == "difference":
+        return f"{_signed(sum(result.numbers['share'] for result in present))} points"
     total = percent(sum(result.numbers["share"] for result in present))
     if len(present) == len(members):
         return f"{total} of the effect"
     return f"{total} of the effect, {count(len(present), 'block')} of {len(members)} present"
 
 
-def _summary(blocks: Sequence[BlockResult]) -> str:
+def _summary(blocks: Sequence[BlockResult], style: MapStyle) -> str:
     present = sum(result.present for result in blocks)
-    return f"Map of {len(blocks)} blocks, {present} with LoRA weights, coloured by share"
+    what = "share" if style.meaning == "share" else "the difference of its share"
+    return f"Map of {len(blocks)} blocks, {present} with LoRA weights, coloured by {what}"
 
 
 def _is_narrow(style: MapStyle) -> bool:

@@ -16,13 +16,14 @@ from stages.reporting.templating import render
 
 Point = tuple[float, float]
 
-_WIDTH: Final = 720
-_HEIGHT: Final = 340
+_WIDE: Final = (720, 340)
+_NARROW: Final = (380, 320)  # a phone shows it at its own size, letters included
 _LEFT: Final = 58
 _RIGHT: Final = 16
 _TOP: Final = 16
 _BOTTOM: Final = 48
 _TICKS: Final = 5
+_END: Final = 0.8  # of the width: words of points beyond it stand on their left
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,27 @@ class Chart:
     labels: Sequence[Label] = ()
 
 
-def draw_chart(chart: Chart) -> Markup:
-    """Return the chart as an SVG element."""
+def draw_chart(chart: Chart, size: tuple[int, int] = _WIDE) -> Markup:
+    """Return the chart as an SVG element of so many units in width and height."""
+    width, height = size
     return render(
         "chart.svg",
         chart=chart,
-        width=_WIDTH,
-        height=_HEIGHT,
+        width=width,
+        height=height,
         left=_LEFT,
-        right=_WIDTH - _RIGHT,
+        right=width - _RIGHT,
         top=_TOP,
-        bottom=_HEIGHT - _BOTTOM,
-        across=lambda value: _place(value, chart.x, _LEFT, _WIDTH - _RIGHT),
-        up=lambda value: _place(value, chart.y, _HEIGHT - _BOTTOM, _TOP),
+        bottom=height - _BOTTOM,
+        turn=width * _END,
+        across=lambda value: _place(value, chart.x, _LEFT, width - _RIGHT),
+        up=lambda value: _place(value, chart.y, height - _BOTTOM, _TOP),
     )
+
+
+def draw_charts(chart: Chart) -> Markup:
+    """Return the chart twice: for a page, and narrow for a phone; one of them is shown."""
+    return render("charts.html", wide=draw_chart(chart), narrow=draw_chart(chart, _NARROW))
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:

@@ -44,7 +44,10 @@ class HeatmapLook:
 
 @dataclass(frozen=True)
 class Shot:
-    """A block's picture in one mode for one pair; `gain` stretches its map to its own scale."""
+    """A block's picture in one mode for one pair; `gain` stretches its map to its own scale.
+
+    `file` is where the picture itself lies, as dvc.yaml writes it.
+    """
 
     pair: str
     mode: str
@@ -55,6 +58,7 @@ class Shot:
     mse: float
     recovery: float | None
     gain: float
+    file: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class _PairShots:
 
     def __init__(self, evidence: Evidence, look: HeatmapLook, longest_px: int) -> None:
         self._look, self._longest_px = look, longest_px
+        self._rendered = evidence.folders.rendered
         self._blocks = [str(result.block) for result in evidence.present]
         table = evidence.measured
         keys = zip(table["prompt"], table["seed"], table["variant"], strict=True)
@@ -149,5 +154,6 @@ class _PairShots:
             heatmap_alt=f"Heat map of the difference to {reference}: MSE {error(mse)}",
             mse=mse,
             recovery=None if np.isnan(row["recovery"]) else float(row["recovery"]),
+            file=f"data/render/{file.relative_to(self._rendered).as_posix()}",
             gain=round(self._look.top / max(1.0, float(row["difference_peak"])), 3),
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from stages.contracts.blocks import BlockId
 from stages.contracts.params import Params
 from stages.reporting.block_map import share_is_uncertain
+from stages.reporting.certainty import Answers, answer
 from stages.reporting.evidence import Evidence
 from stages.reporting.pairs import DEVELOP, WITHOUT_TRIGGER, Pair, read_pairs
-from stages.reporting.pictures import thumbnail
+from stages.reporting.pictures import full_pictures
 from stages.reporting.words import (
     agreement,
     count,
@@ -20,6 +22,9 @@ from stages.reporting.words import (
     grey_levels,
     percent,
 )
+
+ROOM_CHARACTERS: Final = 4_000_000
+"""Data URIs of the comparisons; see BUDGET_CHARACTERS of the gallery."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Overview:
     leader: str
     leader_share: float
     facts: Sequence[Fact]
+    answers: Answers
     findings: Sequence[Finding]
     anecdotal: bool
     comparisons: Sequence[Comparison]
@@ -88,9 +94,10 @@ def tell_overview(evidence: Evidence, params: Params) -> Overview:
         leader=str(leader.block),
         leader_share=leader.numbers["share"],
         facts=_facts(evidence),
+        answers=answer(evidence, params),
         findings=_findings(evidence, params),
         anecdotal=is_anecdotal(evidence),
-        comparisons=[_comparison(pair, params.report.thumbnail_px) for pair in pairs],
+        comparisons=_comparisons(pairs, params.report.thumbnail_px),
     )
 
 
@@ -229,11 +236,16 @@ def _shares_beyond(evidence: Evidence) -> list[tuple[BlockId, float, float]]:
     ]
 
 
-def _comparison(pair: Pair, longest_px: int) -> Comparison:
-    return Comparison(
-        key=pair.key,
-        words=pair.words,
-        none=thumbnail(pair.files["none"], longest_px),
-        full=thumbnail(pair.files["full"], longest_px),
-        with_trigger=not pair.prompt.startswith(WITHOUT_TRIGGER),
-    )
+def _comparisons(pairs: Sequence[Pair], longest_px: int) -> list[Comparison]:
+    files = [pair.files[variant] for pair in pairs for variant in ("none", "full")]
+    pictures = full_pictures(files, longest_px, ROOM_CHARACTERS)
+    return [
+        Comparison(
+            key=pair.key,
+            words=pair.words,
+            none=none,
+            full=full,
+            with_trigger=not pair.prompt.startswith(WITHOUT_TRIGGER),
+        )
+        for pair, none, full in zip(pairs, pictures[::2], pictures[1::2], strict=True)
+    ]

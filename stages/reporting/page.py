@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,18 +14,17 @@ from stages.reporting.evidence import Evidence
 from stages.reporting.gallery import HeatmapLook, hang_gallery
 from stages.reporting.overview import tell_overview
 from stages.reporting.palette import DARK, LIGHT
-from stages.reporting.pictures import data_uri
 from stages.reporting.provenance import trace_provenance
-from stages.reporting.ranking import interval, rank_blocks
+from stages.reporting.ranking import rank_blocks
 from stages.reporting.slimming import tell_slimming
-from stages.reporting.templating import asset_bytes, asset_text, render
+from stages.reporting.templating import FONTS, asset_text, font_uri, render, script_hash
 from stages.reporting.training import tell_training
+from stages.reporting.words import interval
 
 _NARROW_COLUMNS: Final = 8
 _VEIL_STEPS: Final = 17
 _GLOW: Final = 0.6  # below 1: small differences are seen, too
 _KNEE: Final = 0.7
-_FONTS: Final = ("inter", "newsreader")
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,8 @@ def write_page(evidence: Evidence, params: Params, look: HeatmapLook) -> Page:
         "page.html",
         style=asset_text("style.css"),
         script=script,
-        script_hash=_script_hash(script),
-        fonts={name: data_uri(asset_bytes(f"{name}.woff2"), "font/woff2") for name in _FONTS},
+        script_hash=script_hash(script),
+        fonts={name: font_uri(name) for name in FONTS},
         light=LIGHT,
         dark=DARK,
         alone=False,
@@ -85,12 +82,6 @@ def veil_opacities(at: float) -> list[float]:
     if at <= _KNEE:
         return [at / _KNEE * glow for glow in glows]
     return [glow + (at - _KNEE) / (1.0 - _KNEE) * (1.0 - glow) for glow in glows]
-
-
-def _script_hash(script: str) -> str:
-    """Return the hash by which the page's own policy admits this script and no other."""
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
 
 
 def _ramp_tables(look: HeatmapLook) -> dict[str, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from markupsafe import Markup
 
-from stages.reporting.charts import Axis, Chart, Dots, Label, draw_chart
+from stages.reporting.certainty import Places, possible_places
+from stages.reporting.charts import Axis, Chart, Dots, Label, draw_charts
 from stages.reporting.evidence import BlockResult, Evidence
-from stages.reporting.words import decimal, percent
+from stages.reporting.words import percent
 
 _LABELLED: Final = 6
 _MARGIN: Final = 0.06
@@ -18,9 +20,15 @@ _MARGIN: Final = 0.06
 
 @dataclass(frozen=True)
 class Row:
-    """A block in the ranking; bar ends are percentages of the column's width."""
+    """A block in the ranking; bar ends are percentages of the column's width.
+
+    `places` are the ranks that the intervals of the shares allow; `alone` is the interval of the
+    rank by recovery alone, empty where it was not measured.
+    """
 
     rank: int
+    places: Places
+    alone: str
     result: BlockResult
     zero: float
     start: float
@@ -51,12 +59,16 @@ def rank_blocks(evidence: Evidence) -> Ranking:
         return round(100.0 * (value - low) / width, 2)
 
     rows, cumulative = [], 0.0
-    for rank, result in enumerate(ranked, start=1):
+    for rank, (result, places) in enumerate(
+        zip(ranked, possible_places(ranked), strict=True), start=1
+    ):
         share = result.numbers["share"]
         cumulative += share
         rows.append(
             Row(
                 rank=rank,
+                places=places,
+                alone=_alone(result),
                 result=result,
                 zero=place(0.0),
                 start=place(min(0.0, share)),
@@ -68,6 +80,14 @@ def rank_blocks(evidence: Evidence) -> Ranking:
         )
     absent = [str(result.block) for result in evidence.blocks if not result.present]
     return Ranking(rows, absent, _scatter(ranked), evidence.metrics["evaluate"].get("rank_tau"))
+
+
+def _alone(result: BlockResult) -> str:
+    """Return `4 to 11`: the interval of the rank by recovery alone, in whole ranks."""
+    low, high = result.number("only_rank_low"), result.number("only_rank_high")
+    if low is None or high is None:
+        return ""
+    return str(Places(math.floor(low), math.ceil(high)))
 
 
 def _scatter(ranked: Sequence[BlockResult]) -> Markup | None:
@@ -84,7 +104,7 @@ def _scatter(ranked: Sequence[BlockResult]) -> Markup | None:
         f"{name}: share {percent(x)}, alone it recovers {percent(y)}"
         for name, (x, y) in zip(names, points, strict=True)
     ]
-    return draw_chart(
+    return draw_charts(
         Chart(
             x=_padded([x for x, _ in points], "share of the effect, %"),
             y=_padded([y for _, y in points], "recovery by the block alone, %"),
@@ -99,10 +119,3 @@ def _padded(values: Sequence[float], title: str) -> Axis:
     low, high = min(0.0, *values), max(0.0, *values)
     pad = _MARGIN * ((high - low) or 1.0)
     return Axis(low - pad, high + 2.0 * pad, title, percent=True)
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """Return `3.1 to 5.2 %` for two fractions; empty where there is no interval."""
-    if low is None or high is None:
-        return ""
-    return f"{decimal(100 * low, 1)} to {percent(high)}"

@@ -11,13 +11,16 @@ import pandas as pd
 from markupsafe import Markup
 
 from stages.contracts.params import SlimParams
-from stages.reporting.charts import Axis, Chart, Dots, Label, Line, Rule, draw_chart
+from stages.reporting.charts import Axis, Chart, Dots, Label, Line, Rule, draw_charts
 from stages.reporting.evidence import Evidence, Metrics
-from stages.reporting.pictures import thumbnail
+from stages.reporting.pictures import full_pictures
 from stages.reporting.words import count, percent
 
 SHOWN: Final = ("none", "full", "slim")
 """Pictures of each held-out pair, by file name."""
+
+ROOM_CHARACTERS: Final = 3_000_000
+"""Data URIs of the held-out pictures; see BUDGET_CHARACTERS of the gallery."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def _curve(curve: pd.DataFrame, metrics: Metrics, threshold: float) -> Markup:
     chosen_title = f"slim LoRA on held-out prompts: recovery {percent(metrics['recovery'])}"
     heights = [*(y for _, y in line), *(y for _, y in points), *(low or 0.0 for low in lows)]
     low = max(-1.0, min(0.0, *heights, metrics["recovery_low"]))
-    return draw_chart(
+    return draw_charts(
         Chart(
             x=Axis(0.0, 1.02, "size of the file, % of the full LoRA", percent=True),
             y=Axis(low, 1.04, "recovery, %", percent=True),
@@ -103,11 +106,14 @@ def _curve(curve: pd.DataFrame, metrics: Metrics, threshold: float) -> Markup:
 
 def _held_out(folder: Path, prompts: Sequence[str], longest_px: int) -> list[HeldOut]:
     """Return the pairs in images/held-out-<number>-<seed>/, in the order of params.yaml."""
+    places = sorted(folder.glob("held-out-*-*"), key=_pair_order)
+    files = [place / f"{name}.png" for place in places for name in SHOWN]
+    pictures = iter(full_pictures(files, longest_px, ROOM_CHARACTERS))
     pairs = []
-    for place in sorted(folder.glob("held-out-*-*"), key=_pair_order):
+    for place in places:
         number, seed = _pair_order(place)
-        pictures = {name: thumbnail(place / f"{name}.png", longest_px) for name in SHOWN}
-        pairs.append(HeldOut(place.name, f"“{prompts[number]}”, seed {seed}", pictures))
+        shown = {name: next(pictures) for name in SHOWN}
+        pairs.append(HeldOut(place.name, f"“{prompts[number]}”, seed {seed}", shown))
     return pairs
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from importlib.resources import files
 from typing import Final
@@ -10,9 +12,12 @@ import jinja2
 from markupsafe import Markup
 
 from stages.reporting import words
+from stages.reporting.pictures import data_uri
 
 _PACKAGE: Final = "stages.reporting"
 _FOLDER: Final = "templates"
+
+FONTS: Final = ("inter", "newsreader")
 
 
 @cache
@@ -51,3 +56,14 @@ def asset_text(name: str) -> Markup:
 def asset_bytes(name: str) -> bytes:
     """Return the bytes of a file of ours, such as a font."""
     return (files(_PACKAGE) / _FOLDER / name).read_bytes()
+
+
+def font_uri(name: str) -> str:
+    """Return one of FONTS as a data URI."""
+    return data_uri(asset_bytes(f"{name}.woff2"), "font/woff2")
+
+
+def script_hash(script: str) -> str:
+    """Return the hash by which a page's own policy admits this script and no other."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"

@@ -12,7 +12,15 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from stages.reporting.charts import Axis, Chart, Dots, Line, Rule, draw_chart, rolling_mean
+from stages.reporting.charts import (
+    Axis,
+    Chart,
+    Dots,
+    Line,
+    Rule,
+    draw_charts,
+    rolling_mean,
+)
 from stages.reporting.evidence import Evidence, Metrics
 from stages.reporting.pictures import thumbnail
 from stages.reporting.words import decimal, percent
@@ -33,6 +41,13 @@ SCORE_HEADINGS: Final = (
 """What `Checkpoint.numbers` are; see docs/checkpoints.md."""
 
 
+BANDS: Final = {
+    "low": "below 1/3: texture and edges",
+    "middle": "1/3 to 2/3",
+    "high": "2/3 and above: what is where",
+}
+"""Bands of the noise level sigma, by the columns of history.csv that measure them."""
+
 MOVING_AVERAGE: Final = "moving average"
 
 
@@ -42,6 +57,21 @@ class Samples:
 
     prompt: str
     pictures: Sequence[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Validation loss in one band of sigma: the base model's, the last one, and the change."""
+
+    name: str
+    words: str
+    base: float
+    last: float
+
+    @property
+    def change(self) -> float:
+        """The last one relative to the base model's: -0.4 is 40 % lower."""
+        return self.last / self.base - 1.0 if self.base else 0.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +100,9 @@ class Training:
     metrics: Metrics
     steps: int
     chart: Markup | None
+    bands: Sequence[Band]
+    bands_chart: Markup | None
+    bands_step: int
     reason: str
     selected: str
     findings: Sequence[Finding]
@@ -88,10 +121,14 @@ def tell_training(evidence: Evidence, prompts: Sequence[str], longest_px: int) -
     if making is None:
         return None
     history, metrics = making.history.sort_values("step"), evidence.metrics["train"]
+    banded = _banded(history)
     return Training(
         metrics=metrics,
         steps=int(history["step"].max()),
         chart=_loss_chart(history, metrics),
+        bands=_bands(banded),
+        bands_chart=_bands_chart(banded),
+        bands_step=int(banded["step"].max()) if len(banded) else 0,
         reason=str(metrics["selected_because"]),
         selected=_checkpoint_name(int(metrics["selected_step"]), str(metrics["selected_weights"])),
         findings=[
@@ -150,7 +187,7 @@ def _loss_chart(history: pd.DataFrame, metrics: Metrics) -> Markup | None:
     low = max(0.0, least - 0.12 * (high - least))  # room for the words of the rule
     titles = [f"step {x:.0f}: validation loss {decimal(y, 4)}" for x, y in checks]
     improvement = percent(metrics["improvement"], 0)
-    return draw_chart(
+    return draw_charts(
         Chart(
             x=Axis(0.0, float(history["step"].max()), "step"),
             y=Axis(low, high, "loss"),
@@ -165,6 +202,60 @@ def _loss_chart(history: pd.DataFrame, metrics: Metrics) -> Markup | None:
                 Rule(base, "horizontal", "base model, validation", "dashed"),
                 Rule(metrics["selected_step"], "vertical", "selected", "thin"),
             ],
+        )
+    )
+
+
+def _banded(history: pd.DataFrame) -> pd.DataFrame:
+    """Return the steps at which every band was measured; a band without sigmas is left out."""
+    columns = [f"validation_loss_{band}" for band in BANDS]
+    measured = [name for name in columns if name in history and history[name].notna().any()]
+    return history.loc[history[measured].notna().all(axis=1), ["step", *measured]]
+
+
+def _bands(banded: pd.DataFrame) -> list[Band]:
+    return [
+        Band(band, words, float(banded[column].iloc[0]), float(banded[column].iloc[-1]))
+        for band, words in BANDS.items()
+        if (column := f"validation_loss_{band}") in banded
+    ]
+
+
+def _bands_chart(banded: pd.DataFrame) -> Markup | None:
+    """Return the validation loss of every band relative to the base model's, over the steps."""
+    columns = {
+        band: banded[f"validation_loss_{band}"]
+        for band in BANDS
+        if f"validation_loss_{band}" in banded
+    }
+    if len(banded) < 2 or not columns:
+        return None
+    steps = banded["step"].astype(float)
+    relative = {band: values / values.iloc[0] for band, values in columns.items()}
+    lowest = min(float(values.min()) for values in relative.values())
+    highest = max(1.0, *(float(values.max()) for values in relative.values()))
+    told = ", ".join(f"{band} {percent(values.iloc[-1], 0)}" for band, values in relative.items())
+    return draw_charts(
+        Chart(
+            x=Axis(0.0, float(steps.max()), "step"),
+            y=Axis(max(0.0, lowest - 0.1), highest + 0.05, "loss, % of the base model's", True),
+            summary=f"Validation loss by noise level, of the base model's at the end: {told}",
+            lines=[
+                Line(list(zip(steps, values, strict=True)), f"band-{band}")
+                for band, values in relative.items()
+            ],
+            dots=[
+                Dots(
+                    list(zip(steps, values, strict=True)),
+                    [
+                        f"step {step:.0f}, {band} noise: {percent(value, 0)} of the base model's"
+                        for step, value in zip(steps, values, strict=True)
+                    ],
+                    f"band-{band}",
+                )
+                for band, values in relative.items()
+            ],
+            rules=[Rule(1.0, "horizontal", "base model", "dashed")],
         )
     )
 

@@ -67,3 +67,10 @@ def agreement(tau: float) -> str:
     if tau >= _MODERATE_TAU:
         return "moderate"
     return "weak" if tau > 0.0 else "no"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return `3.1 to 5.2 %` for two fractions; empty where there is no interval."""
+    if low is None or high is None:
+        return ""
+    return f"{decimal(100 * low, 1)} to {percent(high)}"

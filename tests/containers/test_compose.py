@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from mixer.server import IN_CONTAINER
 from stages.contracts.stopping import SAVING_S
 from tests.containers.dockerfile import read_dockerfile
 
@@ -46,10 +48,17 @@ def test_the_file_follows_the_compose_specification() -> None:
 
 
 def test_services_are_those_of_the_readme() -> None:
-    """Both workers have a profile of their own, and nothing else has one."""
-    assert sorted(SERVICES) == ["postgres", "report", "server", "worker-cpu", "worker-gpu"]
+    """Workers and mixers have a profile of their own, and nothing else has one."""
+    assert sorted(SERVICES) == [
+        "mixer-cpu", "mixer-gpu", "postgres", "report", "server", "worker-cpu", "worker-gpu",
+    ]  # fmt: skip
     profiles = {name: each["profiles"] for name, each in SERVICES.items() if "profiles" in each}
-    assert profiles == {"worker-cpu": ["cpu"], "worker-gpu": ["gpu"]}
+    assert profiles == {
+        "mixer-cpu": ["mixer-cpu"],
+        "mixer-gpu": ["mixer-gpu"],
+        "worker-cpu": ["cpu"],
+        "worker-gpu": ["gpu"],
+    }
 
 
 def test_what_a_service_waits_for_exists_and_can_become_healthy() -> None:
@@ -77,12 +86,13 @@ def test_every_volume_network_and_secret_is_declared_and_used() -> None:
 
 
 def test_ports_are_on_this_machine_alone_and_all_different() -> None:
-    """Prefect's API and the report know no users: nothing of them may be seen from elsewhere."""
-    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(published) == 2
-    for port in published:
+    """Prefect's API, report and mixer know no users: nothing of them may be seen from elsewhere."""
+    published = {name: each["ports"] for name, each in SERVICES.items() if "ports" in each}
+    assert published.pop("mixer-gpu") == published["mixer-cpu"]
+    assert sorted(published) == ["mixer-cpu", "report", "server"]
+    for (port,) in published.values():
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", interpolate(port, {})), port
-    assert len({interpolate(port, {}).split(":")[1] for port in published}) == 2
+    assert len({interpolate(port, {}).split(":")[1] for (port,) in published.values()}) == 3
     assert not any("network_mode" in service for service in SERVICES.values())
 
 
@@ -125,18 +135,39 @@ def test_no_secret_is_written_down() -> None:
     assert (ROOT / "docker" / "no-hf-token").read_bytes() == b""
 
 
-def test_workers_differ_in_image_and_gpu_alone() -> None:
+@pytest.mark.parametrize("kind", ["worker", "mixer"])
+def test_two_of_a_kind_differ_in_image_and_gpu_alone(kind: str) -> None:
     """One definition: a volume or a token that only one of the two has would be a surprise."""
     own = {"profiles", "image", "build", "deploy", "shm_size"}
     cpu, gpu = (
         {key: value for key, value in SERVICES[name].items() if key not in own}
-        for name in ("worker-cpu", "worker-gpu")
+        for name in (f"{kind}-cpu", f"{kind}-gpu")
     )
     assert cpu == gpu
-    device = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]
+    device = SERVICES[f"{kind}-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
-    assert cpu["stop_grace_period"] == "17m"
+
+
+def test_a_training_has_time_to_save_its_state() -> None:
+    """Docker kills what has not ended by then."""
+    assert SERVICES["worker-cpu"]["stop_grace_period"] == "17m"
     assert SAVING_S + 60 < 17 * 60
+
+
+def test_the_mixer_is_alone_and_changes_nothing_of_a_run() -> None:
+    """It listens on its whole network, so nobody else is in that; what it writes has a volume."""
+    mixer = SERVICES["mixer-cpu"]
+    assert mixer["environment"][IN_CONTAINER] == "1"
+    assert TEXT.count(IN_CONTAINER) == 1
+    inside = {name for name, each in SERVICES.items() if "mixer" in each.get("networks", [])}
+    assert (mixer["networks"], inside) == (["mixer"], {"mixer-cpu", "mixer-gpu"})
+    volumes = [interpolate(each, {}).split(":") for each in mixer["volumes"]]
+    assert [path for _, path, *mode in volumes if mode != ["ro"]] == ["/locks", "/mixes"]
+    assert mixer["command"][-2:] == ["--out", "/mixes"]
+    worker = SERVICES["worker-cpu"]["command"]
+    assert f"--clone={mixer['working_dir']}" in worker
+    for path in ("/locks", "/mixes"):
+        assert path in (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_images_are_ours_or_pinned_and_targets_exist() -> None:

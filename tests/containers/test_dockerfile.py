@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.containers.dockerfile import ancestry, read_dockerfile, variables, words
 from tests.containers.rootfs import context_files
@@ -17,8 +21,11 @@ DOCKERFILE = ROOT / "docker" / "Dockerfile"
 TEXT = DOCKERFILE.read_text(encoding="utf-8")
 ARGUMENTS, STAGES = read_dockerfile(DOCKERFILE)
 TARGETS = ("cpu", "cuda")
-NEEDED = ("dvc.yaml", "dvc.lock", "params.yaml", "prefect.yaml", "LICENSE", "requirements.lock")
-"""And all of stages/, flows/, presets/, data/demo/ and data/nano-flux/."""
+NEEDED = (
+    "dvc.yaml", "dvc.lock", "params.yaml", "prefect.yaml", "LICENSE", "requirements.lock",
+    "requirements-mixer.lock",
+)  # fmt: skip
+"""And all of stages/, flows/, mixer/, presets/, data/demo/ and data/nano-flux/."""
 
 
 def locked(name: str) -> str:
@@ -100,12 +107,14 @@ def test_torch_is_one_version_in_two_builds_and_all_else_is_locked() -> None:
     for target, index in (("cpu", "whl/cpu "), ("cuda", 'whl/${CUDA}" ')):
         (run,) = STAGES[f"packages-{target}"].of("RUN")
         commands = [part for part in run.rest.split("&&") if "pip install" in part]
-        assert len(commands) == 2
+        assert len(commands) == 3
         assert f"download.pytorch.org/{index}" in commands[0]
         assert "--no-deps" in commands[0]
         assert "grep '^torch==' requirements.lock" in commands[0]
         assert "--constraint requirements.lock" in commands[1]
-        assert "index" not in commands[1]
+        assert not any("index" in command for command in commands[1:])
+        assert "--no-deps --constraint requirements.lock" in commands[2]
+        assert "--requirement requirements-mixer.lock" in commands[2]
     assert locked("torch") == "2.13.0"
     (cuda,) = STAGES["packages-cuda"].of("ARG")
     assert re.fullmatch(r"CUDA=cu1\d\d", cuda.rest)
@@ -120,6 +129,47 @@ def test_the_requirements_are_those_of_a_run() -> None:
     assert not {"pytest", "moto", "dvc-s3"} & set(chosen)
     command[-1] = "nosuch"
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 1
+
+
+def test_the_mixer_finds_all_that_it_needs() -> None:
+    """It is installed without dependencies: each of them has to be asked for by somebody else."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    (run,) = STAGES["packages-cpu"].of("RUN")
+    chosen = re.search(r"pyproject\.toml ([\w ]+) >", run.rest)
+    assert chosen is not None
+    asked = [
+        *project["dependencies"],
+        *(each for name in chosen[1].split() for each in extras[name]),
+    ]
+    lines = (ROOT / "requirements-mixer.lock").read_text(encoding="utf-8").splitlines()
+    pinned = {normal(Requirement(line).name) for line in lines if line and line[0] != "#"}
+    named = {word for word in run.rest.split() if word == "python-multipart"}
+    assert needed_by(["gradio"]) <= needed_by(asked) | pinned | named
+    assert {"gradio", "gradio-client"} <= pinned
+
+
+def needed_by(asked: Iterable[str]) -> set[str]:
+    """Return the names of what some requirements bring in, as installed here."""
+    left = [Requirement(text) for text in asked]
+    found: set[tuple[str, frozenset[str]]] = set()
+    while left:
+        one = left.pop()
+        key = (normal(one.name), frozenset(one.extras))
+        if key in found:
+            continue
+        found.add(key)
+        for text in importlib.metadata.requires(one.name) or []:
+            further = Requirement(text)
+            extras = [{"extra": extra} for extra in ("", *one.extras)]
+            if further.marker is None or any(map(further.marker.evaluate, extras)):
+                left.append(further)
+    return {name for name, _ in found}
+
+
+def normal(name: str) -> str:
+    """Return a package's name in its one form."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_the_build_sees_what_is_needed_and_nothing_else(tmp_path: Path) -> None:
@@ -148,7 +198,7 @@ def test_the_build_sees_what_is_needed_and_nothing_else(tmp_path: Path) -> None:
         if path.is_file()
     }
     assert seen <= set(listed), sorted(seen - set(listed))
-    folders = ("stages/", "flows/", "presets/", "data/demo/", "data/nano-flux/")
+    folders = ("stages/", "flows/", "mixer/", "presets/", "data/demo/", "data/nano-flux/")
     needed = {name for name in listed if name.startswith(folders)} | set(NEEDED)
     assert len(needed) > 100
     assert needed <= seen, sorted(needed - seen)

@@ -113,7 +113,10 @@ def test_every_package_is_locked_and_none_is_for_tests_alone(container: Containe
     )
     listed, _, cuda = enter(container.image, ["python", "-c", program]).strip().rpartition(" ")
     assert cuda == "None"
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    lock = "".join(
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("requirements.lock", "requirements-mixer.lock")
+    )
     locked = {
         _normal(name): version for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.M)
     }
@@ -173,6 +176,29 @@ def test_health_follows_what_the_container_is_for(container: Container) -> None:
     nobody = attempt(image, ["healthcheck", "http://127.0.0.1:1/"], volumes=volumes)
     assert nobody.returncode == 1
     assert "Connection refused" in nobody.stderr
+
+
+def test_the_mixer_is_served_from_inside(container: Container) -> None:
+    """Its page answers there, as another user than root; a request for another name does not."""
+    program = """
+import urllib.error, urllib.request, gradio as gr
+from mixer.server import launch
+with gr.Blocks() as page:
+    gr.Markdown("here")
+launch(page, "127.0.0.1", 7860)
+print(urllib.request.urlopen("http://127.0.0.1:7860/").status)
+try:
+    foreign = urllib.request.Request("http://127.0.0.1:7860/", headers={"Host": "evil.example"})
+    urllib.request.urlopen(foreign)
+except urllib.error.HTTPError as error:
+    print(error.code)
+page.close()
+"""
+    said = enter(
+        container.image, ["python", "-c", program], volumes=container.volumes,
+        environment={"BLOCKLENS_MIXER_IN_CONTAINER": "1", "GRADIO_TEMP_DIR": "/tmp/mixer"},
+    )  # fmt: skip
+    assert said.split()[-2:] == ["200", "400"]
 
 
 def test_the_token_of_a_run_is_read_and_stays_nowhere(container: Container) -> None:

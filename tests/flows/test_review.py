@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from playwright.sync_api import expect
 
 from flows.review.__main__ import FAILED, WORSE, main, review
 from flows.review.comment import Review, write_comment
-from flows.review.judgement import judge_metrics
+from flows.review.judgement import Judged, judge_metrics
+from flows.review.page import in_a_sentence
 from flows.review.revisions import Change, RevisionError
 from stages.contracts.errors import ParamsError
 from stages.contracts.metrics import BETTER
 from stages.contracts.params import load_params
+from tests.browser import Scheme, barriers, require_chromium, silent_page
 from tests.flows.conftest import run_dvc
 from tests.repositories import git
 
@@ -187,6 +190,86 @@ def test_pictures_of_both_commits_stand_one_above_the_other(reviewed: Path) -> N
         [pytest.approx(level, abs=2) for level in (10, 80, 200, 200, 200)],
         [pytest.approx(level, abs=2) for level in (10, 160, 200, 200, 200)],
     ]
+
+
+def compared(project: Path, out: Path) -> Path:
+    """Return the web page of `before` against `after`, written into `out`."""
+    review(project, "before", "after", out, "pictures.jpg", {}, out / "compare.html")
+    return out / "compare.html"
+
+
+@pytest.fixture(scope="session")
+def compared_page(reviewed_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The web page of the two commits."""
+    return compared(reviewed_template, tmp_path_factory.mktemp("compared"))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_the_page_shows_both_runs_and_what_became_of_them(
+    compared_page: Path, tmp_path: Path, width: int, scheme: Scheme
+) -> None:
+    """In a browser: a sentence, tables, both maps and their difference, pictures to slide over."""
+    require_chromium()
+    with silent_page(compared_page, tmp_path, width, scheme) as page:
+        expect(page.locator("h1")).to_have_text(
+            "train.alpha 8 → 16, train.rank 8 → 16: 1 metric better, 1 worse."
+        )
+        expect(page.locator("#overview .lede")).to_contain_text("slim.bytes_ratio worse by 0.08")
+        rows = page.locator("#params tbody tr")
+        assert rows.all_inner_texts() == ["train.alpha\t8\t16", "train.rank\t8\t16"]
+        trends = page.locator("#metrics .table-frame").first.locator(".trend").all_inner_texts()
+        assert [text.partition(",")[0] for text in trends] == ["worse", "better", "changed"]
+        maps = page.locator(".block-map:visible")
+        assert maps.count() == 3
+        gained = maps.nth(2).locator("[data-block='single.1'] title").text_content()
+        assert gained is not None
+        assert gained.replace("\N{NO-BREAK SPACE}", " ") == (
+            "single.1: +30.0 points, from 20.0 % to 50.0 %, their intervals overlap"
+        )
+        assert maps.nth(2).locator("[data-block='double.0'].n3").count() == 1
+        moves = page.locator("#ranks tbody tr td:nth-child(4)").all_inner_texts()
+        assert moves == ["3 → 1 (▲ 2)", "2 → 2", "1 → 3 (▼ 2)"]
+        names = page.locator("#pictures figcaption").all_inner_texts()
+        held_out = [f"held-out-0-100 {stem}: the same pixels" for stem in ("none", "full", "slim")]
+        assert names == ["none: the same pixels", "full", *held_out]
+        slider = page.locator("#pictures .compare input").nth(1)
+        slider.focus()
+        page.keyboard.press("Home")
+        expect(slider).to_have_value("0")
+        box = slider.bounding_box()
+        assert box is not None
+        slider.click(position={"x": box["width"] * 0.75, "y": box["height"] / 2})
+        assert 65 < int(slider.input_value()) < 85
+        page.locator("summary").click()
+        assert barriers(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_the_page_needs_nothing_else_and_is_stable(reviewed: Path, compared_page: Path) -> None:
+    """Equal results make an equal page, wherever they lie; without pictures it has the rest."""
+    page = compared_page.read_bytes()
+    assert compared(reviewed, reviewed / "out").read_bytes() == page
+    assert b"/tmp/" not in page
+    shutil.rmtree(reviewed / ".dvc/cache")
+    without = compared(reviewed, reviewed / "out").read_text(encoding="utf-8")
+    assert "they are in no cache" in without
+    assert "train.rank" in without
+
+
+def test_the_sentence_prefers_what_changed_to_what_is_new() -> None:
+    """Twenty new parameters must not hide the one that was turned."""
+    new = [Change(f"caption.new_{index}", None, 1) for index in range(3)]
+    turned = Change("train.rank", 8, 16)
+    moved = judge_metrics([Change("slim.recovery", 0.9, 0.95)], {})
+
+    def told(params: list[Change], metrics: list[Judged]) -> str:
+        return in_a_sentence(Review("a", "b", params, metrics, None, None))
+
+    assert told([*new, turned], moved) == (
+        "train.rank 8 → 16 and 3 other parameters: 1 metric better, 0 worse."
+    )
+    assert told(new, []) == "3 parameters new or gone: no metric moved for better or worse."
+    assert told([], moved) == "No parameter changed: 1 metric better, 0 worse."
 
 
 def test_the_working_tree_is_compared_where_no_head_is_named(reviewed: Path) -> None:

@@ -19,7 +19,8 @@ import yaml
 from playwright.sync_api import expect
 
 from flows import processes as processes_module
-from flows.serve import WORKER_GRACE_S, ServeError, crash_zombies, serve
+from flows.fan_out import POOL as EXPERIMENTS
+from flows.serve import POOL, WORKER_GRACE_S, ServeError, crash_zombies, serve
 from tests.browser import CHROMIUM, keep_screenshot, open_page
 from tests.flows.conftest import descendants, is_alive, run_dvc
 from tests.repositories import git
@@ -39,11 +40,13 @@ def test_every_deployment_names_a_flow_of_ours() -> None:
     """prefect.yaml has no check of its own: entry points, the pool, and no concurrency limit."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     names = [deployment["name"] for deployment in document["deployments"]]
-    assert names == ["on-demand", "nightly", "focus", "sweep"]
+    assert names == ["on-demand", "nightly", "focus", "sweep", "experiment"]
     for deployment in document["deployments"]:
         file, _, function = deployment["entrypoint"].partition(":")
         assert f"\ndef {function}(" in (ROOT / file).read_text(encoding="utf-8")
-        assert deployment["work_pool"] == {"name": "blocklens"}
+        single = deployment["name"] == "experiment"  # else a sweep would wait for its own slot
+        assert deployment["work_pool"] == {"name": EXPERIMENTS if single else POOL}
+        assert ("pull" in deployment) is single
         assert "concurrency_limit" not in deployment
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from flows.repository import GitError
 from flows.repro import CheckoutInUseError, exclusive_run
-from flows.worker_clone import CloneError, update_clone
+from flows.worker_clone import CloneError, update_clone, update_own_clone
 from tests.flows.conftest import run_dvc
 from tests.repositories import git
 
@@ -65,3 +65,31 @@ def test_a_clone_in_use_is_not_changed(finished_project: Path, tmp_path: Path) -
     update_clone(str(finished_project), str(clone))
     with exclusive_run(clone), pytest.raises(CheckoutInUseError):
         update_clone(str(finished_project), str(clone))
+
+
+def test_a_worker_knows_its_own_clone(
+    finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its environment, so that workers of one pool have each their own; or it is told so."""
+    for name in ("BLOCKLENS_SOURCE", "BLOCKLENS_CLONE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CloneError, match="BLOCKLENS_SOURCE and BLOCKLENS_CLONE not set"):
+        update_own_clone()
+    monkeypatch.setenv("BLOCKLENS_SOURCE", str(finished_project))
+    monkeypatch.setenv("BLOCKLENS_CLONE", str(tmp_path / "own"))
+    assert update_own_clone("HEAD") == {"directory": str(tmp_path / "own")}
+    assert (tmp_path / "own" / "omega.txt").exists()
+
+
+def test_a_commit_that_the_source_lacks_is_fetched(finished_project: Path, tmp_path: Path) -> None:
+    """A sweep of another machine is about its commit; the checkout here stays where it is."""
+    here, clone = tmp_path / "here", tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(finished_project), str(here))
+    before = git(here, "rev-parse", "HEAD")
+    (finished_project / "source.txt").write_text("second\n")
+    git(finished_project, "commit", "--quiet", "--all", "--message", "second")
+    newer = git(finished_project, "rev-parse", "HEAD")
+    update_clone(str(here), str(clone), newer)
+    assert (clone / "source.txt").read_text() == "second\n"
+    assert git(here, "rev-parse", "HEAD") == before
+    assert (here / "source.txt").read_text() == "first\n"

@@ -6,13 +6,14 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
 from mixer.actions import Bench
 from mixer.page import build_page
-from mixer.server import launch
+from mixer.server import IN_CONTAINER, launch
 from stages.adapters.files import read_adapter
 from stages.contracts.params import load_params
 from tests.browser import keep_screenshot, open_page, require_chromium
@@ -80,3 +81,40 @@ def test_only_this_machine_is_served(address: str, bench: Bench) -> None:
     assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 400
     with pytest.raises(ValueError, match=r"0\.0\.0\.0 is not this machine alone"):
         launch(build_page(bench), "0.0.0.0", 7860)
+
+
+def listens(address: str, port: int) -> bool:
+    """Return whether a connection is taken."""
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        return probe.connect_ex((address, port)) == 0
+
+
+@pytest.mark.parametrize(("switch", "elsewhere"), [("0", False), ("1", True)])
+def test_a_container_says_so_itself(
+    switch: str, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only then it listens on more than 127.0.0.1, and still answers under this machine's names."""
+    monkeypatch.setenv(IN_CONTAINER, switch)
+    with gr.Blocks() as page:
+        gr.Markdown("here")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    launch(page, "127.0.0.1", port)
+    try:
+        assert listens("127.0.0.1", port)
+        assert listens("127.0.0.2", port) is elsewhere  # all of 127/8 is this machine
+        here = f"http://127.0.0.1:{port}"
+        assert httpx.get(here).status_code == 200
+        assert httpx.get(here, headers={"Host": "evil.example"}).status_code == 400
+    finally:
+        page.close(verbose=False)
+
+
+def test_a_switch_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error must not open the page, nor pass for no switch at all."""
+    monkeypatch.setenv(IN_CONTAINER, "yes")
+    with gr.Blocks() as page:
+        gr.Markdown("here")
+    with pytest.raises(ValueError, match="is 'yes': expected 1 in a container, else 0"):
+        launch(page, "127.0.0.1", 7860)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -84,4 +86,20 @@ def test_what_params_cannot_say_is_refused(bench: Bench, project: Path) -> None:
     strong = {**bench.presets["all"], BlockId.parse("double.0"): 1.75}
     with pytest.raises(ParamsError, match=r"less than or equal to 1\.5"):
         add_subset(project, "strong", strong, bench.blocks)
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_params_that_may_not_be_written_are_told_with_what_to_add(
+    bench: Bench, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container mounts the run read-only: the line is on the page, to be copied."""
+    before = (project / "params.yaml").read_bytes()
+    strengths = bench.presets["recommended"]
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(project))
+
+    monkeypatch.setattr("mixer.saving.apply_overrides", refuse)
+    with pytest.raises(ParamsError, match=r"Read-only file system.*Add by hand: faces: \{"):
+        add_subset(project, "faces", strengths, bench.blocks)
     assert (project / "params.yaml").read_bytes() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.reporting.pictures import data_uri, map_thumbnail, thumbnail
+from stages.reporting.pictures import data_uri, full_pictures, map_thumbnail, thumbnail
 
 
 def opened(uri: str) -> Image.Image:
@@ -46,3 +46,13 @@ def test_maps_keep_their_levels() -> None:
 def test_data_uri_is_base64() -> None:
     """Any bytes fit into an attribute."""
     assert data_uri(b"\x00\xff", "font/woff2") == "data:font/woff2;base64,AP8="
+
+
+def test_pictures_are_shown_in_full_while_there_is_room(tmp_path: Path) -> None:
+    """Many prompts make thumbnails of the later ones, not a page too large to mail."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    paths = [tmp_path / "a.png"] * 3
+    full, small = thumbnail(paths[0], 96), thumbnail(paths[0], 16)
+    assert full_pictures(paths, 16, 10 * len(full)) == [full] * 3
+    assert full_pictures(paths, 16, len(full) + len(small)) == [full, small, small]

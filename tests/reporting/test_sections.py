@@ -14,9 +14,10 @@ from stages.reporting.dataset import show_dataset
 from stages.reporting.evidence import Evidence
 from stages.reporting.gallery import HeatmapLook, hang_gallery
 from stages.reporting.provenance import trace_provenance
-from stages.reporting.ranking import interval, rank_blocks
+from stages.reporting.ranking import rank_blocks
 from stages.reporting.slimming import tell_slimming
 from stages.reporting.training import tell_training
+from stages.reporting.words import interval
 from tests.reporting.example import EVIL_CAPTION, example_params
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -137,6 +138,40 @@ def test_training_shows_samples_by_prompt_and_step(evidence: Evidence) -> None:
     assert training.sheet.startswith("data:image/")
     assert training.chart is not None
     assert "base model" in training.chart
+
+
+def test_bands_of_sigma_are_told_against_the_base_model(evidence: Evidence) -> None:
+    """Which noise levels were learnt, from where each began; what was not measured is left out."""
+    training = tell_training(evidence, ["first", "second"], 64)
+    assert [band.name for band in training.bands] == ["low", "middle", "high"]
+    history = evidence.making.history
+    for band in training.bands:
+        values = history[f"validation_loss_{band.name}"].dropna()
+        assert (band.base, band.last) == (values.iloc[0], values.iloc[-1])
+        assert band.change == pytest.approx(values.iloc[-1] / values.iloc[0] - 1.0)
+    assert training.bands_step == 400
+    assert "band-middle" in training.bands_chart
+    unmeasured = history.assign(validation_loss_low=np.nan)
+    making = replace(evidence.making, history=unmeasured)
+    training = tell_training(replace(evidence, making=making), ["first", "second"], 64)
+    assert [band.name for band in training.bands] == ["middle", "high"]
+
+
+def test_dataset_counts_tokens_and_says_what_prepare_warned_of(evidence: Evidence) -> None:
+    """A caption that is cut and a blurred picture are seen where the pictures are."""
+    captions = evidence.making.captions.copy()
+    captions.loc[captions["image"] == "04", "t5_cut"] = 0.2
+    warned = {**evidence.metrics["prepare"], "images_blurred": 2, "low_variety": 1}
+    changed = replace(
+        evidence,
+        making=replace(evidence.making, captions=captions),
+        metrics={**evidence.metrics, "prepare": warned},
+    )
+    dataset = show_dataset(changed, 64)
+    assert (dataset.clip_tokens, dataset.t5_tokens) == ("12", "14 to 18")
+    assert [item.name for item in dataset.training if item.cut] == ["04"]
+    assert dataset.warnings == ["2 pictures blurred", "most pictures look alike"]
+    assert show_dataset(evidence, 64).warnings == []
 
 
 def test_dataset_keeps_captions_and_warnings(evidence: Evidence) -> None:

@@ -79,7 +79,7 @@
     inspected = name;
     all(".map-frame [data-block]").forEach((other) => other.classList.toggle("current", other.dataset.block === name));
     one("[data-field=name]", panel).textContent = name;
-    one("[data-field=sentence]", panel).textContent = card ? card.dataset.sentence : cell.getAttribute("aria-label");
+    one("[data-field=sentence]", panel).textContent = card ? card.dataset.sentence : one("title", cell).textContent;
     one(".pairs", panel).hidden = !card;
     const place = one(".inspector-shot", panel);
     place.hidden = !card;
@@ -109,43 +109,83 @@
     });
   });
 
-  // All pictures of one block, next to both references.
-  const detail = one("#detail");
+  // All pictures of one block, next to both references; another block beside it, if asked for.
+  const detail = one("#detail"), beside = one("#beside");
   const figure = (image, words) => {
-    const made = document.createElement("figure"), caption = document.createElement("figcaption");
+    const made = document.createElement("figure"), caption = document.createElement("figcaption"), button = document.createElement("button");
+    button.type = "button";
+    button.className = "zoom";
+    button.append(image);
     caption.textContent = words;
-    made.append(image, caption);
+    made.append(button, caption);
     return made;
   };
+  const shotFigure = (shot, name) => {
+    const copy = shot.cloneNode(true), mode = shot.dataset.mode === "only" ? "alone" : "without it";
+    copy.hidden = false;
+    const recovery = shot.dataset.recovery ? `, recovery ${Number(shot.dataset.recovery).toFixed(2)}` : "";
+    return figure(copy, `${name ? name + " " : ""}${mode}${recovery}, ${one(".corner", shot).textContent}`);
+  };
+  const pairRows = (option, shown) => {
+    const block = document.createElement("div"), title = document.createElement("p"), row = document.createElement("div");
+    const references = one(`.comparison[data-pair="${option.value}"]`);
+    const shots = shown.map((card) => all(`.shot[data-pair="${option.value}"]`, card));
+    const none = figure(one(".left", references).cloneNode(), "without LoRA"), full = figure(one(".right", references).cloneNode(), "with LoRA");
+    const two = shown.length > 1;
+    // Two blocks: references, then mode by mode, so that what is compared stands side by side.
+    const images = two
+      ? [none, full, ...shots[0].flatMap((shot, index) => shots.map((each, which) => shotFigure(each[index], shown[which].dataset.block)))]
+      : [none, ...shots[0].map((shot) => shotFigure(shot)), full];
+    block.className = "detail-pair";
+    row.className = "detail-row" + (two ? " paired" : "") + (one("#own-scale").checked ? " own" : "");
+    row.style.setProperty("--shown", two ? 2 : images.length);
+    title.textContent = option.textContent;
+    row.append(...images);
+    block.append(title, row);
+    return block;
+  };
+  const fill = (name, other) => {
+    const shown = [cards.get(name), ...(other ? [cards.get(other)] : [])];
+    one("#detail-name").textContent = shown.map((card) => card.dataset.block).join(" and ");
+    one(".detail-numbers").textContent = shown.map((card) => card.dataset.sentence).join(". ");
+    one(".detail-grid").replaceChildren(...all("#pair option").map((option) => pairRows(option, shown)));
+  };
+  let opened = inspected;
   const open = (name) => {
-    const card = cards.get(name);
-    if (!card) return;
-    one("#detail-name").textContent = name;
-    one(".detail-numbers").textContent = card.dataset.sentence;
-    const pairs = all("#pair option").map((option) => {
-      const block = document.createElement("div"), title = document.createElement("p"), row = document.createElement("div");
-      const references = one(`.comparison[data-pair="${option.value}"]`);
-      const images = [figure(one(".left", references).cloneNode(), "without LoRA")];
-      all(`.shot[data-pair="${option.value}"]`, card).forEach((shot) => {
-        const copy = shot.cloneNode(true);
-        copy.hidden = false;
-        images.push(figure(copy, (shot.dataset.mode === "only" ? "alone" : "without it") + (shot.dataset.recovery ? `, recovery ${Number(shot.dataset.recovery).toFixed(2)}` : "")));
-      });
-      images.push(figure(one(".right", references).cloneNode(), "with LoRA"));
-      block.className = "detail-pair";
-      row.className = one("#own-scale").checked ? "detail-row own" : "detail-row";
-      row.style.setProperty("--shown", images.length);
-      title.textContent = option.textContent;
-      row.append(...images);
-      block.append(title, row);
-      return block;
-    });
-    one(".detail-grid").replaceChildren(...pairs);
+    if (!cards.has(name)) return;
+    opened = name;
+    beside.value = "";
+    all("option", beside).forEach((option) => { option.disabled = option.value === name; });
+    fill(name, "");
     detail.showModal();
   };
+  beside.addEventListener("change", () => fill(opened, beside.value));
   all(".open").forEach((button) => button.addEventListener("click", () => open(button.closest(".card").dataset.block)));
-  detail.addEventListener("click", (event) => { if (event.target === detail) detail.close(); });
   all("a[data-block]").filter((link) => !link.closest(".map-frame")).forEach((link) => link.addEventListener("click", (event) => { event.preventDefault(); open(link.dataset.block); }));
+
+  // Any picture as large as the window and the page's copy of it allow; Escape leads back.
+  const full = one("#full");
+  const enlarge = (pictures, words, own) => {
+    one(".full-pictures").replaceChildren(...pictures.map((picture) => picture.cloneNode(true)));
+    full.classList.toggle("own", own);
+    full.style.setProperty("--shown", pictures.length);
+    one("#full-words").textContent = words;
+    full.showModal();
+  };
+  document.addEventListener("click", (event) => {
+    if (event.target === detail || event.target === full) event.target.close();
+    const zoom = event.target.closest(".zoom"), both = event.target.closest(".enlarge");
+    if (zoom) {
+      const picture = zoom.firstElementChild, image = picture.matches("img") ? picture : one("img", picture);
+      const caption = zoom.nextElementSibling && zoom.nextElementSibling.matches("figcaption") ? zoom.nextElementSibling.textContent + ". " : "";
+      const size = `${image.naturalWidth} × ${image.naturalHeight} pixels`;
+      enlarge([picture], `${caption}${image.alt}. ${picture.dataset.file ? `${size} here, in full in ${picture.dataset.file}` : size}`, zoom.closest(".own") !== null);
+    }
+    if (both) {
+      const images = all(".compare img", both.closest("figure")).reverse();
+      enlarge(images, images.map((image) => image.alt).join("; "), false);
+    }
+  });
 
   // The table sorts by its cells' data-value: numbers as numbers, empty cells last.
   const table = one("#ranking-table");
