@@ -9,6 +9,9 @@ own, and the guard stops the group when it gets SIGTERM or when its parent dies 
 PR_SET_PDEATHSIG; Linux only). It takes SIGINT first, since on that DVC gives back its locks and
 a stage keeps its resumable state, then SIGTERM, then SIGKILL.
 
+A descendant in a group of its own, as Prefect's worker gives each run, would outlive the command:
+the guard inherits it (PR_SET_CHILD_SUBREAPER), and stops it with SIGTERM, then SIGKILL.
+
 Standard library only, and run as a file: it must start in milliseconds.
 """
 
@@ -23,6 +26,7 @@ import sys
 import time
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
 _WATCHED = {signal.SIGCHLD, signal.SIGINT, signal.SIGTERM}
 _POLL_S = 0.05
 _TERMINATE_GRACE_S = 5.0
@@ -36,6 +40,8 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     _die_with_parent(signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != parent_pid:
         return _PARENT_DIED
     child = subprocess.Popen(
@@ -45,6 +51,7 @@ def main() -> int:
         if signal.sigwait(_WATCHED) == signal.SIGTERM:
             _stop_group(child, grace_s)
     _signal_group(child.pid, signal.SIGKILL)  # what the command left behind
+    _stop_inherited(grace_s)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
@@ -70,6 +77,32 @@ def _stop_group(child: subprocess.Popen[bytes], grace_s: float) -> None:
             time.sleep(_POLL_S)
     _signal_group(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def _stop_inherited(grace_s: float) -> None:
+    """End all that is left of the command's descendants, and theirs as they fall to us."""
+    told: set[int] = set()
+    deadline = time.monotonic() + grace_s
+    while left := _children():
+        late = time.monotonic() > deadline
+        for process in left if late else left - told:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL if late else signal.SIGTERM)
+        told |= left
+        time.sleep(_POLL_S)
+
+
+def _children() -> set[int]:
+    """Return this process's children; those that ended are waited for."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    path = f"/proc/self/task/{os.getpid()}/children"
+    try:
+        with open(path, encoding="ascii") as file:
+            return {int(process) for process in file.read().split()}
+    except FileNotFoundError:  # no Linux, or one without CONFIG_PROC_CHILDREN
+        return set()
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -42,6 +42,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import processes
 from flows.fan_out import POOL as EXPERIMENTS
+from flows.left_runs import end_left_runs
 from flows.local_server import wait_until_healthy
 from flows.worker_clone import CLONE_VARIABLE, SOURCE_VARIABLE, update_clone
 from stages.contracts.errors import BlocklensError
@@ -53,7 +54,9 @@ CLONE: Final = Path(".blocklens/worker")
 ZOMBIES: Final = "Runs without a heartbeat are crashed"
 HEARTBEAT_S: Final = 60
 DEAD_AFTER_S: Final = 300
-STOP_GRACE_S: Final = 60.0
+SERVER_GRACE_S: Final = 60.0
+WORKER_GRACE_S: Final = processes.STAGE_GRACE_S + processes.GUARD_GRACE_S + 60.0
+"""Longer than a flow waits for its stage, which may have to save what took hours."""
 _PREFECT: Final = (sys.executable, "-m", "prefect")
 _WORKER: Final = (*_PREFECT, "worker", "start", "--type", "process", "--limit", "1", "--pool")
 RESTARTS: Final = 10
@@ -69,7 +72,7 @@ class ServeError(BlocklensError, RuntimeError):
 
 @dataclass(frozen=True)
 class Command:
-    """A process to start: its command line, environment, and log, None for our own output."""
+    """A worker to start: its command line, environment, and log, None for our own output."""
 
     line: tuple[str, ...]
     environment: Mapping[str, str]
@@ -77,7 +80,7 @@ class Command:
 
     def start(self) -> AbstractContextManager[subprocess.Popen[str]]:
         """Return the process, running until the context ends."""
-        return _running(self.line, self.environment, self.log)
+        return _running(self.line, self.environment, self.log, WORKER_GRACE_S)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -131,6 +134,8 @@ def serve(source: Path, clone: Path, port: int, experiments: int = 0) -> None:
     with _running([*_PREFECT, "server", "start"], environment, logs / "server.log") as server:
         wait_until_healthy(server, url, logs / "server.log")
         _register(environment, source)
+        with temporary_settings({PREFECT_API_URL: url}):
+            asyncio.run(end_left_runs(POOL))
         with ExitStack() as stack:
             working = {name: stack.enter_context(each.start()) for name, each in workers.items()}
             _log.info("Prefect: http://%s:%d (Ctrl-C stops it)", HOST, port)
@@ -282,7 +287,10 @@ def _wait(
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str], log: Path | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path | None = None,
+    grace_s: float = SERVER_GRACE_S,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a command until the context ends; without a log it writes where this process does."""
     with ExitStack() as stack:
@@ -291,11 +299,11 @@ def _running(
             log.parent.mkdir(parents=True, exist_ok=True)
             output["stdout"] = stack.enter_context(log.open("w", encoding="utf-8"))
             output["stderr"] = subprocess.STDOUT
-        process = processes.start_guarded(command, STOP_GRACE_S, env=dict(environment), **output)
+        process = processes.start_guarded(command, grace_s, env=dict(environment), **output)
     try:
         yield process
     finally:
-        processes.stop(process, STOP_GRACE_S)
+        processes.stop(process, grace_s)
 
 
 def _ended(name: str, process: subprocess.Popen[str], log: Path | None) -> str:

@@ -2,6 +2,10 @@
 
 import logging
 import os
+from typing import Final
+
+STARTED_BY: Final = os.getppid()
+"""The process that started this one, noted before anything slow is imported."""
 
 # Deterministic matrix products on CUDA (torch.use_deterministic_algorithms).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

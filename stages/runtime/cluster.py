@@ -53,6 +53,8 @@ _WORKERLESS_S: Final = 120.0
 _POLL_S: Final = 5.0
 _RETRIES: Final = 2
 """Of an item that raises what is not the input's fault; killed workers are counted by Dask."""
+_STARTS: Final = 3
+"""How often workers of this machine are started, if one dies meanwhile."""
 _AHEAD: Final = 2
 """Items sent per worker: one is computed, one waits. Few, since an item may hold pictures."""
 _QUIET: Final = {"distributed.admin.large-graph-warning-threshold": "1 GiB"}
@@ -94,7 +96,11 @@ def open_cluster(place: str, setting: Setting[Session]) -> Iterator[Cluster[Sess
 def _local_cluster(count: int) -> SpecCluster:
     """Return a scheduler and `count` worker processes on loopback; closed with the context.
 
-    LOCAL_RANK gives each its own GPU (runtime/device.py), where there is one.
+    LOCAL_RANK gives each its own GPU (runtime/device.py), where there is one. A nanny starts a
+    dead worker again only once it has worked: where one dies before, all are started again.
+
+    Raises:
+        ClusterError: workers died while they started, again and again.
     """
     here = {"host": "127.0.0.1", "dashboard": False}
     workers = {
@@ -114,8 +120,15 @@ def _local_cluster(count: int) -> SpecCluster:
         "cls": Scheduler,
         "options": {**here, "port": 0, "dashboard_address": "127.0.0.1:0"},
     }
-    with dask.config.set(_AS_HERE):
-        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+    for _ in range(_STARTS):
+        try:
+            with dask.config.set(_AS_HERE):
+                return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+        except RuntimeError as error:
+            reason = error.__cause__ or error
+            _log.warning("a worker died while it started (%s)", reason)
+    what = f"a worker died while it started, {_STARTS} times"
+    raise _no_cluster(f"local:{count}", what, "Is memory short? Name fewer workers.")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,11 @@ from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
+import stages
 from stages.contracts.errors import BlocklensError, ParamsError
 from stages.contracts.params import Params, load_params
 from stages.runtime.machine import machine_problems
+from stages.runtime.turns import own_turn
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _log = logging.getLogger("blocklens")
@@ -80,7 +83,8 @@ def run_stage(
     try:
         params = _load(arguments.pop("params"), explain)
         _warn_of_what_is_to_come(params, sections)
-        function(*(attrgetter(section)(params) for section in sections), **arguments)
+        with own_turn(name):
+            function(*(attrgetter(section)(params) for section in sections), **arguments)
     except BlocklensError as error:
         _log.error("%s: %s", name, error)
         sys.exit(1)
@@ -148,6 +152,10 @@ def prepare_process() -> None:
     if sys.platform == "linux":
         # Without it, kill -9 of dvc leaves the stage, and the GPU, running.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if (
+            os.getppid() != stages.STARTED_BY
+        ):  # it died while our libraries were imported, for seconds
+            sys.exit(128 + signal.SIGTERM)
 
 
 def _terminate(number: int, _frame: object) -> None:

@@ -122,6 +122,25 @@ def test_what_a_command_leaves_behind_is_killed(tmp_path: Path, mark: str) -> No
     assert run(tmp_path, "sh", "-c", script).lines == ("started",)
 
 
+def test_a_descendant_in_a_session_of_its_own_ends_too(tmp_path: Path, mark: str) -> None:
+    """Prefect's worker starts each run in one: killed, it left the run to itself."""
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    program = (
+        "import signal, sys, time; from pathlib import Path\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (Path({str(told)!r}).touch(), sys.exit()))\n"
+        f"Path({str(ready)!r}).touch(); time.sleep(600)  # {mark}"
+    )
+    starter = (
+        "import os, subprocess, sys, time; from pathlib import Path\n"
+        f"subprocess.Popen([sys.executable, '-c', {program!r}], start_new_session=True)\n"
+        f"while not Path({str(ready)!r}).exists(): time.sleep(0.02)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    finished = run(tmp_path, sys.executable, "-c", starter)
+    assert finished.exit_code == 128 + 9
+    assert told.exists()
+
+
 def test_interrupt_reaches_children_of_a_background_shell(
     mark: str, start_python: Callable[..., subprocess.Popen[str]]
 ) -> None:

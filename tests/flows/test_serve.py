@@ -16,9 +16,12 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
+from playwright.sync_api import expect
 
+from flows import processes as processes_module
 from flows.fan_out import POOL as EXPERIMENTS
-from flows.serve import POOL, ServeError, crash_zombies, serve
+from flows.serve import POOL, WORKER_GRACE_S, ServeError, crash_zombies, serve
+from tests.browser import CHROMIUM, keep_screenshot, open_page
 from tests.flows.conftest import descendants, is_alive, run_dvc
 from tests.repositories import git
 
@@ -118,6 +121,20 @@ def wait_for_runs(api: str, deployment: str, state: str, count: int) -> list[dic
         time.sleep(1.0)
 
 
+def shows_the_run(api: str, run: dict[str, Any], folder: Path) -> None:
+    """In a browser the run's page has its name and state, and asks nobody but the server."""
+    if not CHROMIUM and not os.environ.get("BLOCKLENS_REQUIRE_BROWSER"):
+        return  # the rest of the test needs no browser
+    complaints: list[str] = []
+    with open_page(api, complaints) as page:
+        page.goto(f"{api}/runs/flow-run/{run['id']}")
+        expect(page.get_by_text(run["name"]).first).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("Completed").first).to_be_visible(timeout=60_000)
+        keep_screenshot(page, folder, "run.png")
+    # Prefect's own page asks its own server for two things that are not there.
+    assert [said for said in complaints if said.startswith("asks elsewhere")] == []
+
+
 def work_from_elsewhere(source: Path, api: str, tmp_path: Path) -> None:
     """Another worker of that server, as a container starts it: well, in its pool, and stopped."""
     port = free_port()
@@ -165,6 +182,52 @@ def answers(url: str) -> bool:
         return False
 
 
+SAVING = """\
+import signal, sys, time
+from pathlib import Path
+signals = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: signals.append(number))
+Path(sys.argv[1], "started").touch()
+while not signals:
+    time.sleep(0.05)
+time.sleep(8)
+Path(sys.argv[1], "saved").write_text(str(len(signals)))
+sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGKILL])
+def test_an_impatient_person_loses_nothing(
+    served: tuple[Path, str, int], tmp_path: Path, second: signal.Signals
+) -> None:
+    """Ctrl-C and, while a stage saves, Ctrl-C again or a kill: it saves to its end, told once."""
+    source, _, pid = served
+    (source / "saving.py").write_text(SAVING)
+    (source / "hook.sh").write_text(f'exec "{sys.executable}" "$PWD/saving.py" "{tmp_path}"\n')
+    (source / "source.txt").write_text("third\n")
+    git(source, "add", "--all")
+    git(source, "commit", "--quiet", "--message", "slow to save")
+    deadline = time.monotonic() + LIMIT_S
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < deadline, "the stage never ran"
+        time.sleep(0.2)
+    processes = descendants(pid)
+    os.kill(pid, signal.SIGINT)
+    time.sleep(2.0)
+    os.kill(pid, second)
+    while any(is_alive(each) for each in processes):
+        assert time.monotonic() < deadline, "left running"
+        time.sleep(0.2)
+    assert (tmp_path / "saved").read_text() == "1"
+
+
+def test_a_worker_has_longer_than_its_flow_gives_a_stage() -> None:
+    """It was killed after a minute, when a training may take a quarter of an hour to save."""
+    assert WORKER_GRACE_S > processes_module.STAGE_GRACE_S + processes_module.GUARD_GRACE_S
+
+
 @pytest.mark.slow
 def test_a_schedule_fires_and_a_signal_stops_everything(
     served: tuple[Path, str, int], tmp_path: Path
@@ -179,6 +242,7 @@ def test_a_schedule_fires_and_a_signal_stops_everything(
     assert {"stages", "metrics"} <= {artifact["key"] for artifact in found}
     page = httpx2.get(f"{api}/deployments", headers={"Accept": "text/html"})
     assert page.status_code == 200
+    shows_the_run(api, runs[0], tmp_path)
     work_from_elsewhere(source, api, tmp_path)
     assert (tmp_path / "worker/omega.txt").exists()
     assert git(source, "status", "--porcelain") == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -70,3 +71,48 @@ def test_sigterm_ends_the_stage_at_once() -> None:
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 128 + signal.SIGTERM
+
+
+def test_a_parent_that_dies_during_the_imports_ends_the_stage(tmp_path: Path) -> None:
+    """Killed in the seconds before a stage can ask for the signal, `dvc` left it running alone."""
+    started, go = tmp_path / "started", tmp_path / "go"
+    slow_import = (
+        "import stages, time; from pathlib import Path\n"
+        f"Path({str(started)!r}).touch()\n"
+        f"while not Path({str(go)!r}).exists(): time.sleep(0.02)\n"
+    )
+    child = [sys.executable, "-c", slow_import + SCRIPT, "--images", "here", "--out", "there"]
+    parent = f"import subprocess; subprocess.run({child!r})"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        while not started.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        go.touch()
+        assert process.stdout is not None
+        assert process.stdout.read() == b""  # until the stage has ended, too
+
+
+def test_a_stage_waits_for_another_process_that_is_at_it(tmp_path: Path) -> None:
+    """Two at once would take each other's state and half-written output away."""
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command("slow"), cwd=tmp_path, env=environment, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        with subprocess.Popen(
+            command("here"),
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as second:
+            assert second.stderr is not None
+            assert b"another process is still at it" in second.stderr.readline()
+            first.kill()
+            assert second.communicate()[0].split() == [b"1024", b"here", b"there"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import dask
@@ -197,3 +200,31 @@ def test_a_cluster_that_ends_is_told(notes: Path, monkeypatch: pytest.MonkeyPatc
         alone.close()
         with pytest.raises(ClusterError, match="the scheduler is gone"):
             list(one.each(errands.square, [0]))
+
+
+def test_a_worker_that_dies_while_it_starts_costs_nothing(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask gives up then: a kill in those seconds ended the stage with a traceback."""
+    killed: list[int] = []
+
+    def kill_the_first() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            for path in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                    command = (path / "cmdline").read_bytes()
+                    if parent == os.getpid() and b"--multiprocessing-fork" in command:
+                        killed.append(int(path.name))
+                        os.kill(killed[0], signal.SIGKILL)
+                        return
+            time.sleep(0.02)
+
+    monkeypatch.setenv("BLOCKLENS_DASK", "local:2")
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    with open_crew(setting(notes)) as two:
+        assert list(ordered(two, errands.square, NUMBERS)) == SQUARES
+    killer.join()
+    assert killed

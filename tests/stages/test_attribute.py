@@ -103,6 +103,18 @@ def test_the_same_run_gives_the_same_bytes(run: Run) -> None:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_cluster_attributes_alike(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of both kinds of prompts, asked of two processes: the same bytes as of one."""
+    here = run(same_strength(BLOCKS, 0.05), "here", plain=["a circle"])
+    monkeypatch.setenv("BLOCKLENS_DASK", "local:2")
+    there = run(same_strength(BLOCKS, 0.05), "there", plain=["a circle"])
+    files = sorted(path.name for path in here.iterdir())
+    assert {"shares.csv", "levels.csv", "probes.csv", "metrics.json"} <= set(files)
+    for name in files:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+
+
 def test_checkpointing_changes_no_share(run: Run) -> None:
     """Gradient checkpointing saves memory, and the gates still get their gradients."""
     plain = run(same_strength(BLOCKS, 0.05), "plain")
