@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from flows import processes
-from flows.experiments import (
+from flows.experiments.ablation_cells import DEFAULT, Cell, load_cells
+from flows.experiments.dvc_experiments import (
     PARAMS,
     Experiment,
     finished_experiments,
@@ -26,7 +27,6 @@ from flows.experiments import (
     run_experiment,
 )
 from flows.graph import read_plan
-from flows.grid import DEFAULT, Cell, load_cells
 from flows.repro import exclusive_run
 from stages.contracts.errors import BlocklensError
 from stages.contracts.params import SHARED_SECTIONS, Params, load_params

@@ -25,13 +25,13 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import processes
-from flows.combination_runs import run_missing, share_experiments
 from flows.command_line import run_to_exit
-from flows.experiments import PARAMS, read_experiments, require_committed
+from flows.experiments.combination_runs import run_missing, share_experiments
+from flows.experiments.dvc_experiments import PARAMS, read_experiments, require_committed
+from flows.experiments.product import combinations
 from flows.focus_page import compare, write_focus
 from flows.focus_plan import plan_focus
 from flows.pipeline import pipeline
-from flows.product import combinations
 from flows.repro import exclusive_run
 from stages.contracts.errors import BlocklensError
 from stages.contracts.params import load_params

@@ -25,24 +25,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 import flows.environment  # noqa: F401  sets what prefect reads while it is imported
 
 # isort: split
-from prefect.automations import Automation
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import processes
-from flows.fan_out import POOL as EXPERIMENTS
-from flows.left_runs import end_left_runs
+from flows.experiments.fan_out import POOL as EXPERIMENTS
+from flows.left_runs import end_left_runs, register_automation
 from flows.local_server import wait_until_healthy
 from flows.worker_clone import CLONE_VARIABLE, SOURCE_VARIABLE, update_clone
 from stages.contracts.errors import BlocklensError
@@ -51,9 +44,7 @@ HOST: Final = "127.0.0.1"
 PORT: Final = 4200
 POOL: Final = "blocklens"
 CLONE: Final = Path(".blocklens/worker")
-ZOMBIES: Final = "Runs without a heartbeat are crashed"
 HEARTBEAT_S: Final = 60
-DEAD_AFTER_S: Final = 300
 SERVER_GRACE_S: Final = 60.0
 WORKER_GRACE_S: Final = processes.STAGE_GRACE_S + processes.GUARD_GRACE_S + 60.0
 """Longer than a flow waits for its stage, which may have to save what took hours."""
@@ -202,37 +193,6 @@ def serving_environment(source: Path, clone: Path, url: str) -> dict[str, str]:
     }
 
 
-def crash_zombies() -> Automation:
-    """Return the automation that ends runs whose process died without a word.
-
-    Source: docs.prefect.io/v3/advanced/detect-zombie-flows.
-    """
-    ends = {
-        f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")
-    }
-    return Automation(
-        name=ZOMBIES,
-        trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *ends},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=DEAD_AFTER_S),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                name=None,
-                force=False,
-                state=StateType.CRASHED,
-                message=f"No sign of life for {DEAD_AFTER_S} s: its process or machine died. "
-                "Start it again, it goes on where it was.",
-            )
-        ],
-    )
-
-
 def _register(environment: Mapping[str, str], source: Path) -> None:
     """Make the pools (again), the deployments and the automation."""
     commands = (
@@ -254,14 +214,7 @@ def _register(environment: Mapping[str, str], source: Path) -> None:
             said = (done.stderr + done.stdout).strip()
             raise ServeError(f"prefect {' '.join(command)} failed: {said}")
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
-        asyncio.run(_register_automation())
-
-
-async def _register_automation() -> None:
-    try:
-        await Automation.aread(name=ZOMBIES)
-    except (ValueError, ObjectNotFound):
-        await crash_zombies().acreate()
+        asyncio.run(register_automation())
 
 
 def _wait(

@@ -1,7 +1,7 @@
 """One combination of a sweep as a flow run of its own: the deployment `experiment`.
 
-A sweep sends it to the workers of the pool `blocklens-experiments` (flows/fan_out.py). It runs in
-the worker's own clone, at the sweep's commit, and leaves the experiment as an artifact.
+A sweep sends it to the workers of the pool `blocklens-experiments` (experiments/fan_out.py). It runs
+in the worker's own clone, at the sweep's commit, and leaves the experiment as an artifact.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows import processes
-from flows.experiments import read_experiments, run_experiment
+from flows.experiments.dvc_experiments import read_experiments, run_experiment
+from flows.experiments.parcels import pack
 from flows.graph import run_dvc
-from flows.parcels import pack
 from flows.progress import ProgressBoard
 from flows.repository import run_git
 from flows.repro import exclusive_run

@@ -37,14 +37,14 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
 from flows import processes
-from flows.combination_runs import run_missing, share_experiments
 from flows.command_line import run_to_exit
-from flows.experiments import PARAMS, Recorded, read_experiments, require_committed
+from flows.experiments.combination_runs import run_missing, share_experiments
+from flows.experiments.dvc_experiments import PARAMS, Recorded, read_experiments, require_committed
+from flows.experiments.product import Combination, combinations
+from flows.experiments.sweep_page import EXPERIMENT, draw_plot, sweep_rows, write_page
 from flows.graph import read_plan
-from flows.product import Combination, combinations
 from flows.repository import run_git
 from flows.repro import exclusive_run
-from flows.sweep_page import EXPERIMENT, draw_plot, sweep_rows, write_page
 from stages.contracts.errors import BlocklensError
 from stages.contracts.params import SHARED_SECTIONS, load_params
 

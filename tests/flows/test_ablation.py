@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from flows.ablation import METRICS, missing_cells, page
-from flows.experiments import Experiment, finished_experiments
-from flows.grid import Cell, load_cells
+from flows.experiments.ablation_cells import Cell, load_cells
+from flows.experiments.dvc_experiments import Experiment, finished_experiments
 from tests.flows.conftest import wait_until
 from tests.small_run import clone, read_params, write_params
 

@@ -19,8 +19,9 @@ import yaml
 from playwright.sync_api import expect
 
 from flows import processes as processes_module
-from flows.fan_out import POOL as EXPERIMENTS
-from flows.serve import POOL, WORKER_GRACE_S, ServeError, crash_zombies, serve
+from flows.experiments.fan_out import POOL as EXPERIMENTS
+from flows.left_runs import crash_zombies
+from flows.serve import POOL, WORKER_GRACE_S, ServeError, serve
 from tests.browser import CHROMIUM, keep_screenshot, open_page
 from tests.flows.conftest import descendants, is_alive, run_dvc
 from tests.repositories import git

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import State
 
-from flows.combination_runs import missing_combinations
-from flows.experiments import read_experiments
-from flows.product import Combination
+from flows.experiments.combination_runs import missing_combinations
+from flows.experiments.dvc_experiments import read_experiments
+from flows.experiments.product import Combination
+from flows.experiments.sweep_page import draw_plot, sweep_rows, write_page
 from flows.sweep import sweep
-from flows.sweep_page import draw_plot, sweep_rows, write_page
 from stages.contracts.params import load_params
 from tests.flows.test_pipeline import artifacts, task_runs
 from tests.repositories import git

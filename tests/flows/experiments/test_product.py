@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from flows.product import Combination, SweepError, combinations
+from flows.experiments.product import Combination, SweepError, combinations
 from stages.contracts.params import load_params
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+PARAMS = Path(__file__).parents[3] / "params.yaml"
 SECTIONS = ("model", "sampling", "prompts", "encode", "train", "split")
 
 

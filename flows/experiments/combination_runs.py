@@ -11,10 +11,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.experiments import Recorded, read_experiments, run_experiment
-from flows.fan_out import online_workers, run_on_workers
+from flows.experiments.dvc_experiments import Recorded, read_experiments, run_experiment
+from flows.experiments.fan_out import online_workers, run_on_workers
+from flows.experiments.product import Combination
 from flows.graph import run_dvc
-from flows.product import Combination
 from flows.progress import ProgressBoard
 from stages.contracts.errors import BlocklensError
 from stages.contracts.params import Params

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.experiments import read_experiments, run_experiment
-from flows.parcels import pack, unpack
+from flows.experiments.dvc_experiments import read_experiments, run_experiment
+from flows.experiments.parcels import pack, unpack
 from flows.repository import GitError
 from tests.flows.sweep_project import make_project
 from tests.repositories import git

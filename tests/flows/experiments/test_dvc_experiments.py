@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.experiments import (
+from flows.experiments.dvc_experiments import (
     UncommittedError,
     finished_experiments,
     require_committed,
@@ -18,7 +18,7 @@ from flows.repro import StageFailedError
 from stages.contracts.params import Params, load_params
 from tests.repositories import git
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+PARAMS = Path(__file__).parents[3] / "params.yaml"
 FAIL = "echo 'alpha: cannot go on' >&2; exit 1\n"
 
 

@@ -30,8 +30,8 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
-from flows.parcels import unpack
-from flows.product import Combination
+from flows.experiments.parcels import unpack
+from flows.experiments.product import Combination
 from flows.repository import GitError, run_git
 from flows.single_experiment import PARCEL
 

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from flows.ablation import GRID
-from flows.grid import Cell, GridError, load_cells
+from flows.experiments.ablation_cells import Cell, GridError, load_cells
 from stages.contracts.params import load_params
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params.yaml"
 SECTIONS = ("model", "sampling", "prompts", "fetch", "prepare", "caption", "encode", "train")
 

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from flows.experiments import Recorded
-from flows.parallel_coordinates import draw_lines, shown
-from flows.product import Combination
+from flows.experiments.dvc_experiments import Recorded
+from flows.experiments.parallel_coordinates import draw_lines, shown
+from flows.experiments.product import Combination
 from stages.contracts.metrics import BETTER
 
 EXPERIMENT: Final = "experiment"

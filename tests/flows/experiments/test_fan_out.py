@@ -14,8 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from flows.experiments import read_experiments
-from flows.fan_out import POOL, online_workers
+from flows.experiments.dvc_experiments import read_experiments
+from flows.experiments.fan_out import POOL, online_workers
 from flows.serve import experiment_workers
 from tests.flows.conftest import is_alive, run_dvc, wait_until
 from tests.flows.sweep_project import ROOT, make_project

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flows.parallel_coordinates import draw_lines, make_axis
+from flows.experiments.parallel_coordinates import draw_lines, make_axis
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
