@@ -1,7 +1,7 @@
 """One combination of a sweep as a flow run of its own: the deployment `experiment`.
 
-A sweep sends it to the workers of the pool `blocklens-experiments` (experiments/fan_out.py). It runs
-in the worker's own clone, at the sweep's commit, and leaves the experiment as an artifact.
+A sweep sends it to the workers of the pool `blocklens-experiments` (experiments/fan_out.py). It is
+run in the worker's own clone, at the sweep's commit, and leaves the experiment as an artifact.
 """
 
 from __future__ import annotations
