@@ -1,11 +1,12 @@
 """A disk that is full: the part of benchmarks/faults.py that runs on a small tmpfs.
 
-    python -m benchmarks.fault_disk PROJECT FOLDER BYTES RESULT
+    python -m benchmarks.fault_disk PROJECT FOLDER BYTES RESULT OTHERS
 
 is what `run_cases` starts in a mount namespace of its own, which root has and user namespaces give:
 mounts a tmpfs with room for PROJECT and BYTES more, runs `dvc repro` in a copy there until the disk
 is full, makes room, runs it again, and copies what came of it to RESULT. DVC's own database and the
-temporary files of all processes are on that disk, too.
+temporary files of all processes are in OTHERS: on that disk in the first case, where DVC fails
+before any stage runs, and elsewhere in the others, so that stages meet the end.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def _run_case(undisturbed: Undisturbed, folder: Path, number: int) -> Case:
         before = shutil.copytree(before, folder / "before", symlinks=True)
         lend_later_stages(undisturbed, before, stage)
     arguments = [before, folder / "disk", room, folder / "project"]
+    arguments.append(folder / ("disk" if number == 0 else "elsewhere"))
     done = subprocess.run(
         [*_NAMESPACE, sys.executable, "-m", __name__, *map(str, arguments)],
         capture_output=True,
@@ -72,15 +74,16 @@ def _run_case(undisturbed: Undisturbed, folder: Path, number: int) -> Case:
 
 def main() -> None:
     """Run on a disk that is too small, then on one that is not, and print what happened."""
-    before, disk, room, result = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    before, disk, room, result, others = map(Path, sys.argv[1:])
     disk.mkdir()
-    size = _bytes(before) + int(room)
+    others.mkdir(exist_ok=True)
+    size = _bytes(before) + int(room.name)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)], check=True)
     project = disk / "project"
     shutil.copytree(before, project, symlinks=True)
     settings = environment() | {
-        "TMPDIR": str(_made(disk / "temporary")),
-        "DVC_SITE_CACHE_DIR": str(_made(disk / "database")),
+        "TMPDIR": str(_made(others / "temporary")),
+        "DVC_SITE_CACHE_DIR": str(_made(others / "database")),
     }
     command = {"cwd": project, "env": settings, "capture_output": True, "text": True}
     first = subprocess.run(DVC, timeout=LIMIT_S, check=False, **command)  # type: ignore[call-overload]
@@ -91,7 +94,7 @@ def main() -> None:
         problems.append(f"the command failed: {last_words(second.stdout + second.stderr)}")
     told = {
         "stage": stages_run(first.stdout)[-1] if stages_run(first.stdout) else None,
-        "said": last_words(first.stdout + first.stderr),
+        "said": last_words((first.stdout + first.stderr).replace(f"{project}/", "")),
         "again": stages_run(second.stdout),
         "problems": problems,
     }

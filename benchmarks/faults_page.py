@@ -48,8 +48,10 @@ _NOTES: Final = {
     "the seconds count from when both workers were ready; in the others a worker may be killed "
     "while it starts.",
     "disk": "A tmpfs with room for the project as it was and for a random part of what the stage "
-    "writes; DVC's database and all temporary files are on it, too. *Said* is how the first run "
-    "ended.",
+    "writes. In the first case DVC's database and all temporary files are on it, too, and DVC "
+    "fails before any stage runs. *Said* is how the first run ended. Where the disk fills while "
+    "DVC stores an output, DVC's own temporary file stays in the cache, under a name that is no "
+    "hash.",
     "clock": "libfaketime in all processes of the run; the monotonic clock goes on, as it does "
     "when a clock is set. Twice the run goes on; twice the power is cut one second later, and the "
     "run continued with the right clock.",
@@ -92,7 +94,8 @@ def _table(cases: list[dict[str, Any]]) -> str:
     lines = [f"| struck | after s | next command | ran again | same |{' said |' if said else ''}"]
     lines += [f"|---|---:|---|---|---|{'---|' if said else ''}"]
     for case in cases:
-        struck = case["stage"] or f"between stages, after {case['started']}"
+        between = "DVC, before" if case["kind"] == "disk" else "between stages, after"
+        struck = case["stage"] or f"{between} {case['started']}"
         after = f"{case['after_s']:.1f}" if case["kind"] != "disk" else "-"
         same = "yes" if not case["problems"] else "**no**: " + "; ".join(case["problems"][:3])
         if case["kind"] == "dask-worker" and case["number"] % 2 == 0:
