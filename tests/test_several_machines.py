@@ -13,12 +13,12 @@ STAGES = ("render", "attribute", "slim")
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """All files that the three stages wrote."""
+    """All files that the three stages wrote; the order in `.gitignore` is DVC's."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for stage in STAGES
         for path in sorted((folder / "data" / stage).rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".gitignore"
     }
 
 
