@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Error, Page, sync_playwright
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -51,7 +51,7 @@ def open_page(
             executable_path=require_chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
-        page.on("console", lambda said: said.type == "error" and complaints.append(said.text))
+        page.on("console", lambda said: complaints.extend(_errors(said)))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.extend(_foreign(request.url, address)))
         try:
@@ -75,6 +75,11 @@ def silent_page(
     with open_page(file.as_uri(), complaints, width, scheme, keep) as page:
         yield page
         assert complaints == []
+
+
+def _errors(said: ConsoleMessage) -> list[str]:
+    """Return what a page says on its console, if it is an error."""
+    return [said.text] if said.type == "error" else []
 
 
 def _foreign(url: str, address: str) -> list[str]:
