@@ -164,6 +164,7 @@ def debian_root(suite: str, folder: Path) -> Path:
         f"deb {DEBIAN}/debian {suite}-updates main\n"
         f"deb {DEBIAN}/debian-security {suite}-security main\n"
     )
+    (folder / "etc/hosts").write_text("127.0.0.1\tlocalhost\n")  # every engine gives one
     (folder / "etc/apt/apt.conf.d/docker-clean").write_text(APT_CLEANS)
     (folder / "etc/dpkg/dpkg.cfg.d/docker").write_text(SLIM)
     subprocess.run(["chroot", folder, "apt-get", "clean"], check=True)
