@@ -18,15 +18,16 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def own_turn(stage: str) -> Iterator[None]:
-    """Wait until no other process is at a stage of the checkout in the working directory.
+    """Wait until no other process is at a stage with the same state (BLOCKLENS_STATE).
 
-    Of several processes that a launcher started, the first waits for all.
+    By default that is the checkout in the working directory. Of several processes that a launcher
+    started, the first waits for all.
     """
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:
         yield
         return
-    path = Path(".blocklens") / f"{stage}.lock"
-    path.parent.mkdir(exist_ok=True)
+    path = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / f"{stage}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
     # lockf(3) and not flock(2), whose lock children share that may outlive us.
     with path.open("a", encoding="utf-8") as file:
         try:

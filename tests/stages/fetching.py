@@ -32,6 +32,7 @@ def start_fetch(folder: Path, params: Path, **environment: str) -> subprocess.Po
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
+            "BLOCKLENS_STATE": str(folder / "state"),  # runs at once do not wait for one another
             "HF_HOME": str(folder / "home"),
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": "",
