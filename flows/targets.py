@@ -31,7 +31,9 @@ def default_targets(root: Path) -> tuple[str, ...]:
     Raises:
         GraphError: DVC refuses the graph.
     """
-    if (adapter := _adapter(root)) is None or adapter in _outputs(root):
+    stages = _read(root / "dvc.yaml").get("stages") or {}
+    adapter = _adapter(root)
+    if FIRST not in stages or adapter is None or adapter in _outputs(stages):
         return ()
     edges = read_edges(root)
     reached = {FIRST}
@@ -59,8 +61,7 @@ def _adapter(root: Path) -> PurePosixPath | None:
     return PurePosixPath(adapter) if isinstance(adapter, str) else None
 
 
-def _outputs(root: Path) -> set[PurePosixPath]:
-    stages = _read(root / "dvc.yaml").get("stages") or {}
+def _outputs(stages: dict[str, Any]) -> set[PurePosixPath]:
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return {PurePosixPath(next(iter(out)) if isinstance(out, dict) else out) for out in outs}
 

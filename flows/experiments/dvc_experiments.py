@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +86,25 @@ def finished_experiments(root: Path, metrics_path: str) -> dict[str, Experiment]
     return found
 
 
+def _forget_broken_notes(root: Path) -> None:
+    """Delete what DVC had half written of a run that was stopped: `dvc exp show` refuses it.
+
+    Only while no experiment runs here, which the caller's own turn at the checkout sees to.
+    """
+    for note in (root / ".dvc/tmp/exps/standalone/run").glob("*/*.run"):
+        try:
+            json.loads(note.read_bytes())
+        except ValueError:
+            shutil.rmtree(note.parent)
+
+
 def read_experiments(root: Path) -> dict[str, Recorded]:
     """Return params and metrics of the finished experiments of the current commit, by name.
 
     Metrics are by file. An experiment has those of stages after its last one, too, as the commit
     has them.
     """
+    _forget_broken_notes(root)
     head = run_git(root, "rev-parse", "HEAD")
     found: dict[str, Recorded] = {}
     for commit in json.loads(run_dvc(root, "exp", "show", "--json")):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.overrides import apply_overrides
 from flows.pipeline import pipeline
@@ -86,3 +87,13 @@ def test_the_command_is_what_make_run_asks(small: Path) -> None:
     assert said == {"adapter.txt": "\n", FOREIGN: "report\n"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "targets=$$(python -m flows.targets) && dvc repro $$targets ||" in makefile
+
+
+def test_a_pipeline_without_split_has_no_targets_of_its_own(small: Path) -> None:
+    """Params may be those of a whole pipeline where dvc.yaml has a part of it."""
+    text = yaml.safe_load((small / "dvc.yaml").read_text(encoding="utf-8"))
+    (small / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": text["stages"]["train"]}}))
+    params = yaml.safe_load((small / "params.yaml").read_text(encoding="utf-8"))
+    params["split"]["adapter"] = FOREIGN
+    (small / "params.yaml").write_text(yaml.safe_dump(params))
+    assert default_targets(small) == ()

@@ -10,9 +10,11 @@ import pytest
 from flows.experiments.dvc_experiments import (
     UncommittedError,
     finished_experiments,
+    read_experiments,
     require_committed,
     run_experiment,
 )
+from flows.graph import GraphError, run_dvc
 from flows.repository import GitError
 from flows.repro import StageFailedError
 from stages.contracts.params import Params, load_params
@@ -71,6 +73,17 @@ def test_an_experiment_changes_params_and_nothing_here(finished_project: Path) -
     assert "Running stage 'alpha':" in lines
     git(finished_project, "commit", "--quiet", "--all", "--message", "another commit")
     assert finished_experiments(finished_project, "metrics.json") == {}
+
+
+def test_what_dvc_had_half_written_stops_nobody(finished_project: Path) -> None:
+    """`dvc exp show` gives up on the note of a run that was stopped while it was written."""
+    note = finished_project / ".dvc/tmp/exps/standalone/run/abc/abc.run"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"git_url"', encoding="utf-8")
+    with pytest.raises(GraphError, match="corrupted"):
+        run_dvc(finished_project, "exp", "show", "--json")
+    assert read_experiments(finished_project) == {}
+    assert not note.parent.exists()
 
 
 def test_a_failed_stage_is_heard_in_its_own_words(finished_project: Path) -> None:
