@@ -38,7 +38,7 @@ image-cuda:
 
 # The same for other programs: an MCP server on this machine, beside `make serve`: docs/mcp.md.
 mcp: $(INSTALLED)
-	python -m flows.door
+	python -m flows.mcp_server
 
 # Blocks on and off by hand, on a page of this machine, until Ctrl-C: docs/mixer.md.
 mixer: $(WITH_MIXER)
@@ -73,7 +73,8 @@ unit: $(WITH_TESTS)
 # version.
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --constraint requirements.lock --editable '.[orchestration,mcp]'
+	# Most modules are never imported: those that are get compiled then.
+	$(INSTALL) --no-compile --constraint requirements.lock --editable '.[orchestration,mcp]'
 	touch $@
 
 $(WITH_MIXER): $(INSTALLED) requirements-mixer.lock

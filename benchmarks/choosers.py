@@ -43,7 +43,7 @@ from stages.sampling.session import set_scene
 from stages.sampling.variants import Variant, gate_values, only, without
 from stages.slimming.choosers import COLUMNS, Choosing, Measured, order_blocks
 from stages.slimming.refitting import crossed_strengths, size_strengths
-from stages.slimming.trial import Shots, Studio, Trial, draw_references, find_size
+from stages.slimming.trial import Renderer, Shots, Trial, draw_references, find_size
 
 BASE: Final = ROOT / "data" / "nano-flux"
 WEIGHTS: Final = ROOT / "data" / "fetch" / "manifest.json"
@@ -112,7 +112,7 @@ class Bench:
     source: Adapter
     sizes: list[int]
     folder: Path
-    studio: Studio
+    renderer: Renderer
     develop: Trial
     held_out: Trial
 
@@ -133,8 +133,8 @@ class Bench:
         key = set_key(strengths)
         if key not in kept.values:
             rows = self.develop.shots.of_prompts(crossed)
-            (found,) = self.studio.measure(self.develop, [rows])
-            kept.put(key, found + self.studio.measure(self.held_out, [strengths])[0])
+            (found,) = self.renderer.measure(self.develop, [rows])
+            kept.put(key, found + self.renderer.measure(self.held_out, [strengths])[0])
         values: list[float] = kept.values[key]
         return values
 
@@ -174,25 +174,25 @@ def open_bench(name: str, out: Path) -> Iterator[Bench]:
     # Batches are always full: one larger than what is asked for would be padded.
     sampling = params.sampling.model_copy(update={"batch": len(develop)})
     with open_crew(set_scene(WEIGHTS, path, every, params.model, sampling)) as crew:
-        studio = Studio(crew, len(source.blocks), sampling)
-        trials = draw_references(studio, (develop, held_out), path)
-        yield Bench(name, params, source, sizes, folder, studio, *trials)
+        renderer = Renderer(crew, len(source.blocks), sampling)
+        trials = draw_references(renderer, (develop, held_out), path)
+        yield Bench(name, params, source, sizes, folder, renderer, *trials)
 
 
 def measure_probes(bench: Bench, sigmas: Sequence[float]) -> Effect:
     """Return the LoRA's effect on the development shots at these noise levels."""
-    studio = bench.studio
-    shots, sampling = [*bench.develop.shots], studio.sampling
-    probes = make_probes(studio.crew, studio.blocks, shots, sigmas, sampling)
-    ask = ask_crew(studio.crew, probes)
-    return measure_effect(ask, len(probes), studio.blocks, sampling.batch)
+    renderer = bench.renderer
+    shots, sampling = [*bench.develop.shots], renderer.sampling
+    probes = make_probes(renderer.crew, renderer.blocks, shots, sigmas, sampling)
+    ask = ask_crew(renderer.crew, probes)
+    return measure_effect(ask, len(probes), renderer.blocks, sampling.batch)
 
 
 def products(bench: Bench) -> np.ndarray:
     """Return <u_b, u_c> [shots, sigmas, blocks, blocks] of every probe; kept in a file."""
     path = bench.folder / "products.npy"
     if not path.is_file():
-        measured = measure_interaction(measure_probes(bench, SIGMAS), bench.studio.sampling.batch)
+        measured = measure_interaction(measure_probes(bench, SIGMAS), bench.renderer.sampling.batch)
         np.save(path, np.stack([*measured]))
     shape = (len(bench.develop.shots), len(SIGMAS), len(bench.sizes), len(bench.sizes))
     found: np.ndarray = np.load(path).reshape(shape)
@@ -214,7 +214,7 @@ def block_scores(bench: Bench, column: str) -> list[float]:
         if column not in kept.values:
             attribute = bench.params.attribute
             effect = measure_probes(bench, attribute.sigmas)
-            shares = block_shares(effect, attribute.nodes, bench.studio.sampling.batch)
+            shares = block_shares(effect, attribute.nodes, bench.renderer.sampling.batch)
             kept.put(column, shares.mean(axis=0).tolist())
         shared: list[float] = kept.values[column]
         return shared
@@ -234,7 +234,7 @@ def picture_scores(bench: Bench, kept: Kept, variant: Variant) -> dict[str, floa
     name = str(variant)
     if name not in kept.values:
         trial, gates = bench.develop, gate_values(variant, bench.source.blocks)
-        (drawn,) = bench.studio.draw([*trial.shots], [gates])
+        (drawn,) = bench.renderer.draw([*trial.shots], [gates])
         errors = {
             "mse_to_none": [mse(one, other) for one, other in zip(drawn, trial.none, strict=True)],
             "mse_to_full": [mse(one, other) for one, other in zip(drawn, trial.full, strict=True)],
@@ -281,7 +281,7 @@ def _order(bench: Bench, way: Way) -> tuple[int, ...]:
         way.ridge,
         slim.candidates,
         slim.nodes,
-        bench.studio.sampling.batch,
+        bench.renderer.sampling.batch,
     )
     mean = guessed_products(bench).mean(axis=0)
     return order_blocks(choosing, Measured(effect, mean, scores), bench.sizes)

@@ -9,6 +9,7 @@ the new numbers and picture on the page.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import socket
 import sys
@@ -24,8 +25,8 @@ from mixer.server import HOSTS, launch  # before any other import of gradio
 # isort: split
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from mixer.__main__ import open_bench
-from mixer.actions import Bench
+from mixer.__main__ import open_session
+from mixer.actions import Session
 from mixer.page import build_page
 from stages.contracts.blocks import BlockId
 from stages.runtime.console import prepare_process
@@ -33,17 +34,18 @@ from stages.runtime.console import prepare_process
 _WAIT_MS: Final = 60_000
 
 
-def measure(bench: Bench, page: Page, rounds: int) -> dict[str, list[float]]:
+def measure(session: Session, page: Page, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each click, by kind; the page has drawn its first picture."""
     numbers = page.locator("#numbers")
-    blocks = bench.blocks[:rounds]
-    whole = len(bench.blocks)
+    blocks = session.blocks[:rounds]
+    whole = len(session.blocks)
     times: dict[str, list[float]] = {}
 
     def timed(kind: str, click: Callable[[], object], blocks_on: int) -> None:
         start = time.perf_counter()
         click()
-        expect(numbers).to_contain_text(f"{blocks_on} of {whole}", timeout=_WAIT_MS)
+        wanted = re.compile(rf"(?<!\d){blocks_on} of {whole}")  # "50 of 57" is not "0 of 57"
+        expect(numbers).to_contain_text(wanted, timeout=_WAIT_MS)
         times.setdefault(kind, []).append(time.perf_counter() - start)
 
     def switch(block: BlockId) -> Locator:
@@ -58,7 +60,7 @@ def measure(bench: Bench, page: Page, rounds: int) -> dict[str, list[float]]:
     switch(blocks[0]).uncheck()
     expect(numbers).to_contain_text(f"{whole - 1} of {whole}", timeout=_WAIT_MS)
     prompt = page.get_by_label("Prompt, or your own")
-    recommended = sum(value != 0.0 for value in bench.presets["recommended"].values())
+    recommended = sum(value != 0.0 for value in session.presets["recommended"].values())
     timed("preset `recommended`", page.locator("#preset-recommended").click, recommended)
     none = page.locator("#none img").first
     before = none.get_attribute("src") or ""
@@ -74,9 +76,9 @@ def report(rounds: int, picture: Path) -> list[str]:
     """Return the table, and write the picture of the page."""
     start = time.perf_counter()
     with ThreadPoolExecutor(1) as executor, sync_playwright() as playwright:
-        bench = open_bench(Path(), [], Path("mixes"), executor)
+        session = open_session(Path(), [], Path("mixes"), executor)
         loaded = time.perf_counter() - start
-        page = build_page(bench)
+        page = build_page(session)
         with socket.create_server((HOSTS[0], 0)) as free:
             port = free.getsockname()[1]
         browser = playwright.chromium.launch(
@@ -84,15 +86,15 @@ def report(rounds: int, picture: Path) -> list[str]:
         )
         shown = browser.new_page(viewport={"width": 1280, "height": 1100})
         shown.goto(launch(page, HOSTS[0], port))
-        whole = len(bench.blocks)
+        whole = len(session.blocks)
         expect(shown.locator("#numbers")).to_contain_text(f"{whole} of {whole}", timeout=_WAIT_MS)
-        times = {"load the model": [loaded], **measure(bench, shown, rounds)}
+        times = {"load the model": [loaded], **measure(session, shown, rounds)}
         shown.mouse.move(0, 0)
         shown.wait_for_timeout(500)
         shown.screenshot(path=picture, type="jpeg", quality=70, full_page=True)
         browser.close()
         page.close(verbose=False)
-        executor.submit(bench.mixer.close).result()
+        executor.submit(session.mixer.close).result()
     return _table(times)
 
 

@@ -40,11 +40,11 @@ from stages.lens.attribution import block_shares, measure_effect
 from stages.lens.interaction import measure_interaction
 from stages.runtime.console import prepare_process
 from stages.runtime.crew import open_crew
+from stages.sampling.adapted_generator import load_generator
 from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import NamedPrompt
 from stages.sampling.session import set_scene
-from stages.sampling.wardrobe import load_generator
-from stages.slimming.trial import Studio
+from stages.slimming.trial import Renderer
 
 FIRST, SECOND, THIRD = 26, 31, 34
 """Single blocks: late ones, whose effect on the velocity is nearly linear."""
@@ -166,7 +166,7 @@ def examine(plant: Plant, folder: Path, params: Params, shots: Sequence[tuple[st
         products = np.mean([*measure_interaction(effect, sampling.batch)], axis=0)
         alone = np.eye(count)
         gates = [np.zeros(count), np.ones(count), *alone, *(1.0 - alone)]
-        drawn = Studio(crew, count, sampling).draw(shots, gates)
+        drawn = Renderer(crew, count, sampling).draw(shots, gates)
     names = ["none", "full", *(f"only {b}" for b in blocks), *(f"without {b}" for b in blocks)]
     pictures = dict(zip(names, drawn, strict=True))
     none, full = drawn[:2]

@@ -39,10 +39,10 @@ from stages.contracts.params import ModelParams, Params, SamplingParams, load_pa
 from stages.families.architecture import block_of
 from stages.imaging.png import encode_png
 from stages.runtime.device import DTYPES
+from stages.sampling.adapted_generator import adapted, load_generator
 from stages.sampling.generation import Job, generate
 from stages.sampling.prompts import NamedPrompt
 from stages.sampling.variants import FULL, NONE, Variant, gate_values, only
-from stages.sampling.wardrobe import load_generator, worn
 
 ROOT: Final = Path(__file__).parents[1]
 VARIANTS_AT_ONCE: Final = 4
@@ -103,7 +103,7 @@ def open_ours(task: Task, stack: ExitStack) -> Draw:
     """Return stage render's way, with the model loaded and the prompts embedded."""
     adapter = read_adapter(task.adapter)
     bare = load_generator(task.folder, task.prompts, task.model, task.sampling)
-    generator = stack.enter_context(worn(bare, adapter, task.sampling, compiled=False))
+    generator = stack.enter_context(adapted(bare, adapter, task.sampling, compiled=False))
 
     def draw(variants: Sequence[Variant], out: Path) -> None:
         shots = task.shots(variants)

@@ -30,13 +30,13 @@ from stages.runtime.console import prepare_process
 from stages.runtime.crew import VARIABLE, Crew, Setting, open_crew, ordered
 from stages.sampling.generation import Job
 from stages.sampling.prompts import name_prompts
-from stages.sampling.session import AS_TRAINED, Outfit, Session, draw, set_scene
+from stages.sampling.session import AS_TRAINED, AdapterVersion, Session, draw, set_scene
 from stages.sampling.variants import gate_values, only
 
 ROOT: Final = Path(__file__).parents[1]
 PLACES: Final = {"this process": "", "1 worker": "local:1", "2 workers": "local:2"}
 
-Batch = tuple[Outfit, list[Job]]
+Batch = tuple[AdapterVersion, list[Job]]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,15 @@ elif [ ! -f /data/dvc.yaml ]; then
 volume, which gets the one that is built into this image."
 fi
 
+# A volume keeps the code of the image that filled it.
+if [ "$(git -C /data config --get remote.origin.url)" = /usr/share/blocklens.git ]; then
+    built_in=$(git -C /usr/share/blocklens.git rev-parse HEAD)
+    if ! git -C /data merge-base --is-ancestor "$built_in" HEAD 2>/dev/null; then
+        echo "blocklens: the checkout in /data is of another image: its code runs, not that of this \
+one. docker/README.md, \"A newer image\", says how to take it." >&2
+    fi
+fi
+
 # DVC names the owners of its locks by process id, which means nothing in another container: a lock
 # left by a dead one may look held for ever, one of a live one may look stale. So a checkout belongs
 # to one container at a time, and what the last one left is removed. The lock ends with the command.

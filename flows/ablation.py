@@ -44,7 +44,7 @@ Written by `{command}`; do not edit.
 Each row is one training, a DVC experiment of its own: the first with `params.yaml` as it is{based},
 every other one with the one change that it names{follow}. Before training, validation loss
 is {base:.6f}; improvement is the share of it that is gone in the chosen checkpoint (`train.select:
-{select}`). One seed: a difference between rows holds for this data set and this seed.
+{select}`). One seed: a difference between rows holds for this dataset and this seed.
 
 {table}
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import os
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ BLOCK_COLUMNS: Final = (
 IMAGE_LIMIT_BYTES: Final = 150_000
 """A data: URI is a third longer than its bytes; 200 kB are the most we put into the database."""
 WIDEST_PX: Final = 1600
+REPORT_URL: Final = "BLOCKLENS_REPORT_URL"
+"""Names where the report of the last run is served, as docker/compose.yaml does."""
 _JPEG_QUALITY = 80
 _log = logging.getLogger(__name__)
 
@@ -97,9 +100,18 @@ def publish_results(root: Path, stages: Collection[str]) -> None:
             description="All blocks on one sheet",
         )
     if (root / REPORT).is_file():
-        create_link_artifact(
-            link=(root / REPORT).resolve().as_uri(), link_text="Report", key="report"
-        )
+        _publish_report((root / REPORT).resolve())
+
+
+def _publish_report(path: Path) -> None:
+    """Leave where the report is: its address where it is served, else its path, to be copied.
+
+    A page that came over HTTP may not open files.
+    """
+    if address := os.environ.get(REPORT_URL):
+        create_link_artifact(link=address, link_text="Report", key="report")
+    else:
+        create_markdown_artifact(markdown=f"`{path}`", key="report", description="Report")
 
 
 def metrics_markdown(root: Path) -> str:

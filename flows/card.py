@@ -11,7 +11,7 @@ from typing import Final
 import pandas as pd
 from huggingface_hub import ModelCardData
 
-from stages.contracts.params import Params
+from stages.contracts.params import FetchParams, Params
 
 _TAGS: Final = ("text-to-image", "lora", "diffusers", "template:sd-lora", "flux")
 
@@ -49,10 +49,11 @@ def write_card(
     columns = ("block", "share", "share_low", "share_high", "only_recovery", "bytes")
     rows = zip(*(ranked[name].tolist() for name in columns), strict=True)
     table = "".join(
-        f"| {block} | {share:.1%} | {low:.1%} to {high:.1%} | {only:.2f} | {size:,} |\n"
+        f"| {block} | {share:.1%} | {low:.1%} to {high:.1%} "
+        f"| {'–' if pd.isna(only) else f'{only:.2f}'} | {size:,} |\n"
         for block, share, low, high, only, size in rows
     )
-    trained_on = f"[{base}](https://huggingface.co/{base})" if base else params.fetch.folder
+    trained_on = f"[{base}](https://huggingface.co/{base})" if base else _file_name(params.fetch)
     return f"""---
 {head}
 ---
@@ -66,9 +67,10 @@ A LoRA for {trained_on}. Begin the prompt with `{params.caption.trigger}`.
 | `adapter.safetensors` | the whole LoRA |
 | `adapter-slim.safetensors` | {slim["blocks_kept"]} blocks, {slim["bytes_ratio"]:.0%} of the size |
 
-On held-out prompts the slim file recovers {slim["recovery"]:.2f} of the effect (at least
-{slim["recovery_low"]:.2f}). Both files have diffusers' names, which ComfyUI reads too. Pictures
-were drawn in {params.sampling.steps} steps at guidance {params.sampling.guidance:g}.
+On held-out prompts the slim file recovers {slim["recovery"]:.2f} of the effect (interval from
+{slim["recovery_low"]:.2f}, by resampling the few pictures there are). Both files have diffusers'
+names, which ComfyUI reads too. Pictures were drawn in {params.sampling.steps} steps at guidance
+{params.sampling.guidance:g}.
 
 ## Which block does what
 
@@ -78,3 +80,10 @@ block without the others.
 | block | share | interval | alone | bytes |
 |---|---|---|---|---|
 {table}"""
+
+
+def _file_name(fetch: FetchParams) -> str:
+    """Return what a base model that is no repository is called, without a path of this machine."""
+    if fetch.single_files is not None:
+        return Path(fetch.single_files.transformer).stem
+    return Path(fetch.folder).absolute().name

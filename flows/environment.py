@@ -13,6 +13,8 @@ from typing import Final
 DEFAULTS: Final = {
     # Telemetry is off unless the person who runs this turns it on.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Seen with 3.8.8: the newer page asks amplitude.com for its settings all the same.
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

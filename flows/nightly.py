@@ -4,7 +4,8 @@
 
 Meant for the worker's own clone (flows/worker_clone.py). The branch holds dvc.lock, metrics and
 small tables on top of the commit that ran; `python -m flows.review main nightly` says what they
-mean. A night in which nothing changed makes no commit.
+mean. A night in which nothing changed makes no commit, and none is made twice while the branch
+waits to be merged. Commits of a person on that branch are never replaced.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ from stages.contracts.errors import BlocklensError
 
 BRANCH: Final = "nightly"
 _RESULTS: Final = ("dvc.lock", "params.yaml", "data")
+_SUBJECT: Final = "Results of a run: "
+
+
+class BranchError(BlocklensError, RuntimeError):
+    """The branch for results has a commit that would be lost."""
 
 
 @flow(name="nightly", persist_result=False)
@@ -48,7 +54,7 @@ def nightly(branch: str = BRANCH) -> State[Any]:
             run_dvc(root, "push", "--quiet", "--run-cache")
         commit = commit_results(root, branch, state.message or "")
         if commit and run_git(root, "remote"):
-            run_git(root, "push", "--quiet", "--force", "origin", f"refs/heads/{branch}")
+            push_results(root, branch, commit)
     except BlocklensError as error:
         return Failed(message=str(error))
     said = f"{commit[:12]} on {branch}" if commit else "nothing to commit"
@@ -58,11 +64,12 @@ def nightly(branch: str = BRANCH) -> State[Any]:
 def commit_results(root: Path, branch: str, summary: str) -> str | None:
     """Point `branch` at a commit of the results on top of HEAD, and return its hash.
 
-    None, and no commit, where the results are those of HEAD. Neither the working tree nor the
-    index is touched.
+    None, and no commit, where the results are those of HEAD; the branch's own commit where it is
+    the same already. Neither the working tree nor the index is touched.
 
     Raises:
         GitError: git refuses, as it does where `branch` is checked out somewhere.
+        BranchError: the branch has a commit of somebody else.
     """
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
@@ -72,11 +79,51 @@ def commit_results(root: Path, branch: str, summary: str) -> str | None:
         tree = run_git(root, "write-tree", environment=index)
     if tree == run_git(root, "rev-parse", "HEAD^{tree}"):
         return None
-    message = f"Results of a run: {summary}"
+    tip = run_git(root, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}")
+    if tip:
+        if _content(root, tip) == (tree, run_git(root, "rev-parse", "HEAD")):
+            return tip
+        _require_replaceable(root, branch, tip)
+    message = f"{_SUBJECT}{summary}"
     who = committer(root, os.environ)
     commit = run_git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, environment=who)
     run_git(root, "branch", "--force", branch, commit)
     return commit
+
+
+def push_results(root: Path, branch: str, commit: str) -> None:
+    """Point `branch` of origin at `commit`, unless the same is there already.
+
+    Raises:
+        GitError: git refuses, as it does where the branch was moved meanwhile.
+        BranchError: the branch has a commit of somebody else.
+    """
+    name = f"refs/heads/{branch}"
+    there = run_git(root, "ls-remote", "origin", name).partition("\t")[0]
+    if there:
+        run_git(root, "fetch", "--quiet", "origin", name)
+        if _content(root, there) == _content(root, commit):
+            return
+        _require_replaceable(root, f"{branch} of origin", there)
+    lease = f"--force-with-lease={name}:{there}"
+    run_git(root, "push", "--quiet", lease, "origin", f"{commit}:{name}")
+
+
+def _content(root: Path, commit: str) -> tuple[str, str]:
+    """Return the tree of a commit, and its parents."""
+    tree, _, parents = run_git(root, "log", "-1", "--format=%T %P", commit).partition(" ")
+    return tree, parents
+
+
+def _require_replaceable(root: Path, where: str, tip: str) -> None:
+    """Raise unless all commits of a branch are of runs, or in the history of HEAD."""
+    lines = run_git(root, "log", "--format=%h: %s", tip, "^HEAD").splitlines()
+    if others := [line for line in lines if not line.partition(": ")[2].startswith(_SUBJECT)]:
+        raise BranchError(
+            f"branch {where} has a commit that is of no run ({others[0]}): merge the "
+            "branch, or move that commit to another one and delete it. Then run this again: the "
+            "results are in DVC's cache"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

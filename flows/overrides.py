@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import tempfile
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -19,10 +18,7 @@ from stages.contracts.errors import ParamsError, Problem
 from stages.contracts.params import load_params
 
 PARAMS: Final = "params.yaml"
-PIPELINE: Final = "dvc.yaml"
 _NEVER_WRAP: Final = 10_000
-_IN_COMMAND: Final = re.compile(r"\$\{([\w.]+)\}")
-_PLAIN_PATH: Final = re.compile(r"[\w./+,=@%:-]+")
 
 
 class _Representer(RoundTripRepresenter):
@@ -40,8 +36,8 @@ def apply_overrides(root: Path, overrides: Mapping[str, Any]) -> None:
     """Write values into params.yaml, by names such as `train.rank`; comments and order stay.
 
     Raises:
-        ParamsError: a name is no parameter, a path has signs that a shell would read, or the params
-            would not be valid with the values; all problems at once. The file is as it was then.
+        ParamsError: a name is no parameter, or the params would not be valid with the values; all
+            problems at once. The file is as it was then.
     """
     path = root / PARAMS
     yaml = YAML()
@@ -53,8 +49,6 @@ def apply_overrides(root: Path, overrides: Mapping[str, Any]) -> None:
     known = [f"{section}.{key}" for section, values in document.items() for key in values]
     if unknown := [_unknown(name, known) for name in overrides if name not in known]:
         raise ParamsError("The run's overrides name no parameters", unknown)
-    if signs := shell_problems(root, overrides):
-        raise ParamsError("The run's overrides cannot be used", signs)
     for name, value in overrides.items():
         section, key = name.split(".")
         before = document[section][key]
@@ -94,32 +88,6 @@ def _update(before: dict[str, Any], after: Mapping[str, Any]) -> None:
         before[name] = CommentedMap(value) if isinstance(value, dict) else value
         if isinstance(value, dict):
             before[name].fa.set_flow_style()
-
-
-def shell_problems(root: Path, values: Mapping[str, Any]) -> list[Problem]:
-    """Return the paths among new values of params that a shell would read as something else."""
-    return [_sign(name) for name in _unsafe_paths(root, values)]
-
-
-def _unsafe_paths(root: Path, overrides: Mapping[str, Any]) -> list[str]:
-    """Return the overrides that dvc.yaml puts into commands, and that are more than a path there.
-
-    DVC does not quote them: a sign of the shell would be read by it.
-    """
-    pipeline = root / PIPELINE
-    text = pipeline.read_text(encoding="utf-8") if pipeline.is_file() else ""
-    in_commands = set(_IN_COMMAND.findall(text)) & overrides.keys()
-    return sorted(
-        name
-        for name in in_commands
-        if isinstance(overrides[name], str)
-        and (not _PLAIN_PATH.fullmatch(overrides[name]) or overrides[name].startswith("-"))
-    )
-
-
-def _sign(name: str) -> Problem:
-    what = "is a path with a space or a sign that a shell reads"
-    return Problem(name, what, "Use letters, digits and . _ / + , = @ % : - in it.")
 
 
 def _unknown(name: str, known: list[str]) -> Problem:

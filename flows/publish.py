@@ -3,6 +3,8 @@
     python -m flows.publish OWNER/NAME            say what would be uploaded, and ask nobody
     python -m flows.publish OWNER/NAME --push     upload it, to a private repository
 
+Nothing is made public without --public, neither a new repository nor one that is there (--update).
+
 The token comes from HF_TOKEN or from the login that huggingface_hub keeps; it is in no message.
 """
 
@@ -21,6 +23,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from safetensors import safe_open
 
 from flows.card import Sample, write_card
 from stages.contracts.errors import BlocklensError, Problem
@@ -29,6 +32,8 @@ from stages.contracts.tables import BLOCKS, read_table
 
 _SLIM: Final = Path("data/slim")
 _TOKENS_PAGE: Final = "https://huggingface.co/settings/tokens"
+_CAPTIONS_FIELD: Final = "ss_tag_frequency"
+_SHOWN_CHARACTERS: Final = 300
 _MESSAGE: Final = "The LoRA, its slim version and its card"
 _ANSWERS: Final = {
     401: (
@@ -85,18 +90,41 @@ def gather(root: Path, params: Params) -> Publication:
 
 
 def listing(repository: str, publication: Publication) -> str:
-    """Return what would be uploaded, with sizes in bytes."""
+    """Return what would be uploaded, with sizes in bytes, and what the LoRAs say of captions."""
     sizes = {name: path.stat().st_size for name, path in publication.files.items()}
     sizes["README.md"] = len(publication.card.encode())
     lines = [f"{size:>13,}  {name}" for name, size in sorted(sizes.items())]
-    return "\n".join([f"to {repository}:", *lines, f"{sum(sizes.values()):>13,}  bytes in all"])
+    total = f"{sum(sizes.values()):>13,}  bytes in all"
+    return "\n".join([f"to {repository}:", *lines, total, *_words_of_captions(publication)])
+
+
+def _words_of_captions(publication: Publication) -> list[str]:
+    """Return a line for each LoRA whose header, which is uploaded with it, quotes captions."""
+    lines = []
+    for name, path in publication.files.items():
+        if path.suffix != ".safetensors":
+            continue
+        with safe_open(path, framework="numpy") as file:
+            words = (file.metadata() or {}).get(_CAPTIONS_FIELD, "")
+        if words:
+            more = "…" if len(words) > _SHOWN_CHARACTERS else ""
+            start = words[:_SHOWN_CHARACTERS]
+            lines.append(f"{name} quotes your captions ({_CAPTIONS_FIELD}): {start}{more}")
+    return lines
 
 
 def push(repository: str, publication: Publication, *, public: bool, update: bool) -> str:
     """Upload everything as one commit and return its address.
 
+    Args:
+        repository: owner/name.
+        publication: what is uploaded.
+        public: whether everybody may see it: a new repository is made so, another must be so.
+        update: add to a repository that exists, whose visibility stays.
+
     Raises:
-        PublishError: the Hub refuses or cannot be reached.
+        PublishError: the Hub refuses or cannot be reached, or the repository is not as `public`
+            says.
     """
     _require_sound(repository)
     operations = [
@@ -106,7 +134,9 @@ def push(repository: str, publication: Publication, *, public: bool, update: boo
     disable_progress_bars()
     hub = HfApi()
     try:
-        if not update:
+        if update:
+            _require_visibility(hub, repository, public=public)
+        else:
             hub.create_repo(repository, private=not public)
         commit = hub.create_commit(repository, operations, commit_message=_MESSAGE)
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
@@ -133,6 +163,20 @@ def _require_sound(repository: str) -> None:
         raise PublishError("Nothing is published", problems)
 
 
+def _require_visibility(hub: HfApi, repository: str, *, public: bool) -> None:
+    """Accept a repository that everybody sees if `public`, and else only one that is private."""
+    private = hub.repo_info(repository).private
+    if public and private is not False:
+        what = "is private, and --update leaves it so"
+        problem = Problem(repository, what, "Leave --public out, or make it public on its page.")
+    elif not public and private is not True:
+        what = "is public: everybody would see what is uploaded"
+        problem = Problem(repository, what, "Add --public if that is meant.")
+    else:
+        return
+    raise PublishError("Nothing is published", [problem])
+
+
 def _problem(error: Exception, repository: str) -> Problem:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
@@ -147,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.publish", description=__doc__)
     parser.add_argument("repository", help="owner/name on the Hub")
     parser.add_argument("--push", action="store_true", help="upload; without it, only say what")
-    parser.add_argument("--public", action="store_true", help="make the new repository public")
+    parser.add_argument("--public", action="store_true", help="let everybody see it")
     parser.add_argument("--update", action="store_true", help="add to a repository that exists")
     asked = parser.parse_args(arguments)
     root = Path.cwd()

@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
+import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -34,9 +37,17 @@ _ADVICE: Final = re.compile(
 _BLOCKER: Final = re.compile(r"^\s+(?P<who>\(PID \d+\): .*)$")
 """dvc 3.67, dvc/rwlock.py: who blocks what, after `it is being blocked by:`."""
 
+RWLOCK: Final = Path(".dvc", "tmp", "rwlock")
+"""dvc 3.67, dvc/rwlock.py: by path, the processes that read it and the one that writes it."""
+
+_PROGRAM: Final = re.compile(r"/dvc(?:/__main__\.py)?(?= |$)")
+
 KEPT_BYTES: Final = 4 << 20
 """Outputs up to this size are kept aside during a run. Metrics are a few hundred bytes."""
 CHECKOUT_TIMEOUT_S: Final = 600.0
+SAID_EVERY_S: Final = 60.0
+"""How often somebody who waits for a process to end says so."""
+_log = logging.getLogger("flows.repro")
 
 
 class StageFailedError(BlocklensError, RuntimeError):
@@ -101,11 +112,12 @@ def run_stage(
 
 
 @contextlib.contextmanager
-def exclusive_run(root: Path) -> Iterator[None]:
+def exclusive_run(root: Path, patience_s: float = 0.0) -> Iterator[None]:
     """Hold this checkout for one flow.
 
     DVC's own locks refuse only the same stage at the same time: two flows would go through
-    dvc.lock side by side. The lock is a flock(2), so it ends with the process.
+    dvc.lock side by side. The lock is a flock(2), so it ends with the process. A `dvc` that is at
+    a stage may take `patience_s` to end: that of a flow which was killed saves its state first.
 
     Raises:
         CheckoutInUseError: another flow holds it, or a `dvc repro` is at a stage.
@@ -117,7 +129,7 @@ def exclusive_run(root: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckoutInUseError(_in_use(root, "another flow is running")) from error
-        if running := _living_dvc(root):
+        if running := _outlast_dvc(root, patience_s):
             raise CheckoutInUseError(_in_use(root, f"{running} is running"))
         yield
 
@@ -130,19 +142,69 @@ def _in_use(root: Path, who: str, said: Sequence[str] = ()) -> str:
     return f"{root}: {who} in this checkout. Wait for it, stop it, or use a clone of your own"
 
 
-def _living_dvc(root: Path) -> str:
-    """Return a process that holds DVC's lock on an output, in DVC's words; empty without one.
+def forget_dead_dvc(root: Path) -> None:
+    """Remove DVC's notes of who locks what, unless one of these processes lives.
 
-    DVC notes them in a file, and forgets those that died.
+    DVC itself takes any process of the same number for it, and would refuse the stage for ever
+    after a restart of the machine. Only for a checkout that is held, and nobody else's.
+    """
+    if not _living_dvc(root, "write") and not _living_dvc(root, "read"):
+        (root / RWLOCK).unlink(missing_ok=True)
+
+
+def _outlast_dvc(root: Path, patience_s: float) -> str:
+    """Return the process that still holds DVC's lock on an output after so many seconds."""
+    start = said = time.monotonic()
+    while (running := _living_dvc(root, "write")) and time.monotonic() < start + patience_s:
+        if said == start or time.monotonic() > said + SAID_EVERY_S:
+            _log.warning("%s: waiting for %s to end", root, running)
+            said = time.monotonic()
+        time.sleep(0.5)
+    return running
+
+
+def _living_dvc(root: Path, mode: str) -> str:
+    """Return a process that holds a DVC lock of a mode, in DVC's words; empty without one.
+
+    DVC notes number and arguments in a file that outlives it, and the machine: a process that has
+    the number by now has other arguments.
     """
     try:
-        noted = json.loads((root / ".dvc" / "tmp" / "rwlock").read_text(encoding="utf-8"))
+        noted = json.loads((root / RWLOCK).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):  # never locked; or just being written
         return ""
-    for owner in noted.get("write", {}).values():
-        if Path(f"/proc/{owner['pid']}").exists():
-            return f"(PID {owner['pid']}): {owner['cmd']}"
+    for owners in noted.get(mode, {}).values():
+        for owner in owners if isinstance(owners, list) else [owners]:
+            if _runs(owner["pid"], owner["cmd"]):
+                return f"(PID {owner['pid']}): {owner['cmd']}"
     return ""
+
+
+def _runs(process: int, command: str) -> bool:
+    """Return whether a process has the arguments of `command`, which is a joined sys.argv.
+
+    The program's own path, which may have spaces, is left out: the system knows `python -m dvc` by
+    another name. Where nothing can be compared, a process of that number is taken for it.
+    """
+    if not Path("/proc/self/cmdline").exists():
+        return _exists(process)
+    try:
+        line = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # no such process, or it ended meanwhile
+        return False
+    running = line.rstrip("\0").replace("\0", " ")
+    noted = [command[match.end() :] for match in _PROGRAM.finditer(command)] or [""]
+    return bool(line) and any(running.endswith(arguments) for arguments in noted)
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _outcome(lines: tuple[str, ...]) -> Outcome:

@@ -14,7 +14,6 @@ clone of its own; with --only-experiments and --server nothing but those.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import signal
@@ -29,15 +28,12 @@ from pathlib import Path
 from typing import Final
 
 import flows.environment  # noqa: F401  sets what prefect reads while it is imported
-
-# isort: split
-from prefect.settings import PREFECT_API_URL, temporary_settings
-
 from flows import processes
 from flows.experiments.fan_out import POOL as EXPERIMENTS
-from flows.left_runs import end_left_runs, register_automation
+from flows.gpus import driver_gpus
+from flows.left_runs import end_left_runs, register_automations
 from flows.local_server import wait_until_healthy
-from flows.worker_clone import CLONE_VARIABLE, SOURCE_VARIABLE, update_clone
+from flows.worker_clone import CLONE_VARIABLE, SOURCE_VARIABLE, update_clone, worker_name
 from stages.contracts.errors import BlocklensError
 
 HOST: Final = "127.0.0.1"
@@ -120,16 +116,16 @@ def serve(source: Path, clone: Path, port: int, experiments: int = 0) -> None:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": _LEASES,
     }
     logs = Path(environment["PREFECT_HOME"])
-    workers = {"worker": Command((*_WORKER, POOL), environment, logs / "worker.log")}
+    workers = {"worker": _worker(POOL, environment, logs / "worker.log")}
     workers |= experiment_workers(source, clone, url, experiments, logs)
     with _running([*_PREFECT, "server", "start"], environment, logs / "server.log") as server:
         wait_until_healthy(server, url, logs / "server.log")
         _register(environment, source)
-        with temporary_settings({PREFECT_API_URL: url}):
-            asyncio.run(end_left_runs(POOL))
+        end_left_runs(url, [each.environment[CLONE_VARIABLE] for each in workers.values()])
         with ExitStack() as stack:
             working = {name: stack.enter_context(each.start()) for name, each in workers.items()}
             _log.info("Prefect: http://%s:%d (Ctrl-C stops it)", HOST, port)
+            _log.info("for its commands: export PREFECT_API_URL=%s DO_NOT_TRACK=1", url)
             _wait({"server": server, **working}, workers, stack, logs)
 
 
@@ -145,6 +141,7 @@ def work(
 
     Raises:
         ServeError: registration or worker fail.
+        ServerError: the server does not answer.
         CloneError: a worker's clone would be in a place that holds something else.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the workers were stopped.
     """
@@ -153,10 +150,11 @@ def work(
     if main_worker:
         update_clone(str(source), str(clone))
         _register(environment, source)
-        workers["worker"] = Command((*_WORKER, POOL), environment, None)
+        workers["worker"] = _worker(POOL, environment, None)
     workers |= experiment_workers(source, clone, url, experiments, None)
     first = next(iter(workers))
     workers[first] = replace(workers[first], line=(*workers[first].line, "--with-healthcheck"))
+    end_left_runs(url, [each.environment[CLONE_VARIABLE] for each in workers.values()])
     with ExitStack() as stack:
         working = {name: stack.enter_context(each.start()) for name, each in workers.items()}
         _log.info("working for %s", url)
@@ -168,18 +166,34 @@ def experiment_workers(
 ) -> dict[str, Command]:
     """Return `count` workers of the pool for experiments by name, their clones made.
 
-    Where CUDA_VISIBLE_DEVICES lists GPUs, each worker gets one of them, in turn.
+    Each worker gets one of the GPUs that CUDA_VISIBLE_DEVICES lists, in turn; where it is not set,
+    of all that there are, unless the environment says how an experiment uses several.
     """
     workers = {}
+    gpus = _gpus_to_share() if count else []
     for index in range(count):
         name, own = f"experiments-{index + 1}", Path(f"{clone}-{index + 1}")
         update_clone(str(source), str(own))
         environment = serving_environment(source, own, url)
-        if gpus := [gpu for gpu in environment.get(_GPUS, "").split(",") if gpu]:
+        if gpus:
             environment[_GPUS] = gpus[index % len(gpus)]
         log = logs / f"{name}.log" if logs else None
-        workers[name] = Command((*_WORKER, EXPERIMENTS), environment, log)
+        workers[name] = _worker(EXPERIMENTS, environment, log)
     return workers
+
+
+def _gpus_to_share() -> list[str]:
+    listed = os.environ.get(_GPUS)
+    if listed is not None:
+        return [gpu for gpu in listed.split(",") if gpu]
+    chosen = ":" in os.environ.get("BLOCKLENS_DEVICE", "")
+    several = any(os.environ.get(name) for name in ("BLOCKLENS_PROCESSES", "BLOCKLENS_DASK"))
+    return [] if chosen or several else driver_gpus()
+
+
+def _worker(pool: str, environment: Mapping[str, str], log: Path | None) -> Command:
+    name = worker_name(environment[CLONE_VARIABLE])
+    return Command((*_WORKER, pool, "--name", name), environment, log)
 
 
 def serving_environment(source: Path, clone: Path, url: str) -> dict[str, str]:
@@ -213,8 +227,7 @@ def _register(environment: Mapping[str, str], source: Path) -> None:
         if done.returncode != 0:
             said = (done.stderr + done.stdout).strip()
             raise ServeError(f"prefect {' '.join(command)} failed: {said}")
-    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
-        asyncio.run(register_automation())
+    register_automations(environment["PREFECT_API_URL"], (POOL, EXPERIMENTS))
 
 
 def _wait(
@@ -223,7 +236,23 @@ def _wait(
     stack: ExitStack,
     logs: Path | None = None,
 ) -> None:
-    """Wait until a process ends; one that takes experiments is started again, RESTARTS times."""
+    """Wait until a process ends; one that takes experiments is started again, RESTARTS times.
+
+    In the end all workers are told at once, so that their grace times do not add up.
+    """
+    try:
+        _watch(running, workers, stack, logs)
+    finally:
+        for name in workers:
+            running[name].terminate()
+
+
+def _watch(
+    running: dict[str, subprocess.Popen[str]],
+    workers: Mapping[str, Command],
+    stack: ExitStack,
+    logs: Path | None,
+) -> None:
     left = dict.fromkeys((name for name in workers if name != "worker"), RESTARTS)
     while True:
         for name, process in running.items():
@@ -234,6 +263,8 @@ def _wait(
                 raise ServeError(said)
             left[name] -= 1
             _log.warning("%s\nIt is started again.", said)
+            environment = workers[name].environment
+            end_left_runs(environment["PREFECT_API_URL"], [environment[CLONE_VARIABLE]])
             running[name] = stack.enter_context(workers[name].start())
         time.sleep(0.5)
 

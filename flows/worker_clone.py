@@ -7,17 +7,22 @@ cache is shared with the source, so that nothing is made or fetched twice.
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import Final
 
 from flows.graph import run_dvc
+from flows.processes import GUARD_GRACE_S, STAGE_GRACE_S
 from flows.repository import GitError, run_git
-from flows.repro import exclusive_run
+from flows.repro import exclusive_run, forget_dead_dvc
 from stages.contracts.errors import BlocklensError
 
 CACHE: Final = ".dvc/cache"
 SOURCE_VARIABLE: Final = "BLOCKLENS_SOURCE"
 CLONE_VARIABLE: Final = "BLOCKLENS_CLONE"
+WORKER_NAME: Final = Path(".blocklens", "worker-name")
+PATIENCE_S: Final = STAGE_GRACE_S + GUARD_GRACE_S
+"""How long a stage may go on saving in the clone when its run has been cancelled."""
 
 
 class CloneError(BlocklensError, RuntimeError):
@@ -28,8 +33,8 @@ def update_clone(source: str, clone: str, revision: str = "HEAD") -> dict[str, s
     """Bring `clone` to the commit that `revision` names in `source`; return its directory.
 
     It is made where it is missing. Changes that an earlier run left in tracked files are undone,
-    outputs are those of that commit as far as the cache has them; resumable state stays. This is a
-    pull step of prefect.yaml, run before the flow.
+    outputs are those of that commit as far as the cache has them; resumable state stays. A stage
+    that still saves is waited for: Prefect kills a cancelled run after 30 s, and takes the next.
 
     Where `source` lacks the commit, it fetches from its own remotes once: a run of another machine
     may be about a newer commit.
@@ -37,7 +42,7 @@ def update_clone(source: str, clone: str, revision: str = "HEAD") -> dict[str, s
     Raises:
         CloneError: `clone` is something else than a clone of `source`.
         GitError: git fails, as it does where it knows no such revision.
-        CheckoutInUseError: another run is going on in the clone.
+        CheckoutInUseError: another run is going on in the clone, or a stage does not end.
     """
     origin, folder = Path(source).resolve(), Path(clone).resolve()
     if not (folder / ".git").exists():
@@ -48,7 +53,8 @@ def update_clone(source: str, clone: str, revision: str = "HEAD") -> dict[str, s
     found = run_git(folder, "remote", "get-url", "origin")
     if Path(found).resolve() != origin:
         raise CloneError(f"{folder} is a clone of {found}, not of {origin}: name another folder")
-    with exclusive_run(folder):
+    with exclusive_run(folder, PATIENCE_S):
+        forget_dead_dvc(folder)
         commit = _commit(origin, revision)
         run_git(folder, "fetch", "--quiet", "--tags", "--force", "origin", commit)
         run_git(folder, "checkout", "--quiet", "--detach", "--force", commit)
@@ -60,7 +66,8 @@ def update_clone(source: str, clone: str, revision: str = "HEAD") -> dict[str, s
 def update_own_clone(revision: str = "HEAD") -> dict[str, str]:
     """Do the same for the clone that the environment of this worker names.
 
-    So workers of one pool, on this machine and on others, have each a clone of their own.
+    So workers of one pool, on this machine and on others, have each a clone of their own. This is
+    the pull step of prefect.yaml, run before the flow.
 
     Raises:
         CloneError: the environment names none: the worker was not started by flows.serve.
@@ -70,6 +77,19 @@ def update_own_clone(revision: str = "HEAD") -> dict[str, str]:
         said = " and ".join(missing)
         raise CloneError(f"{said} not set: start the worker with python -m flows.serve")
     return update_clone(os.environ[SOURCE_VARIABLE], os.environ[CLONE_VARIABLE], revision)
+
+
+def worker_name(clone: str | Path) -> str:
+    """Return the name that Prefect knows the worker of a clone by.
+
+    It is kept in the clone, so that the worker's runs can be told from others' when it is started
+    again, in a new container too, and no other machine has it.
+    """
+    path = Path(clone) / WORKER_NAME
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"worker-{uuid.uuid4().hex[:12]}\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _commit(origin: Path, revision: str) -> str:

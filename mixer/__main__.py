@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mixer.server import HOSTS, launch  # before any other import of gradio
+from mixer.server import HOSTS, launch, require_free_port  # before any other import of gradio
 
 # isort: split
-from mixer.actions import Bench
+from mixer.actions import Session
 from mixer.choices import bands, presets, read_recommended, read_shares
 from mixer.engine import Mixer
 from mixer.page import build_page
@@ -31,9 +31,9 @@ from stages.families.weights import ensure_weights
 _log = logging.getLogger("mixer")
 
 
-def open_bench(
+def open_session(
     root: Path, adapters: Sequence[str], out: Path, executor: ThreadPoolExecutor
-) -> Bench:
+) -> Session:
     """Return the mixer of the project in `root`, loaded.
 
     Args:
@@ -56,7 +56,7 @@ def open_bench(
     recommended = read_recommended(root / "data/slim/strengths.csv", known)
     folder = ensure_weights(root / "data/fetch/manifest.json")
     mixer = executor.submit(Mixer, params, folder, parts, shares).result()
-    return Bench(
+    return Session(
         mixer,
         executor,
         files,
@@ -91,17 +91,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with ThreadPoolExecutor(1) as executor:
         try:
-            bench = open_bench(Path(), asked.adapter, asked.out, executor)
+            require_free_port(asked.host, asked.port)
+            session = open_session(Path(), asked.adapter, asked.out, executor)
         except BlocklensError as error:
             _log.error("mixer: %s", error)
             sys.exit(1)
-        page = build_page(bench)
+        page = build_page(session)
         _log.info("Mixer: %s (Ctrl-C ends it)", launch(page, asked.host, asked.port))
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             page.close(verbose=False)
-            executor.submit(bench.mixer.close).result()
+            executor.submit(session.mixer.close).result()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mixer.choices import Strengths
-from mixer.engine import Mixer, Shot, Tasting
+from mixer.engine import Mixer, MixResult, Shot
 from mixer.saving import add_subset, save_lora
 from stages.contracts.blocks import BlockId, Stack
 from stages.contracts.errors import ParamsError, Problem
@@ -31,7 +31,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Bench:
+class Session:
     """The mixer and where it is used.
 
     `executor` has one thread, which alone runs the model. `files` are the LoRAs of the stack.
@@ -86,7 +86,7 @@ class Setting:
         }
 
 
-def read(bench: Bench, values: Sequence[Any]) -> Setting:
+def read(session: Session, values: Sequence[Any]) -> Setting:
     """Return the controls' values.
 
     Raises:
@@ -102,7 +102,7 @@ def read(bench: Bench, values: Sequence[Any]) -> Setting:
     ]  # fmt: skip
     if problems:
         raise ParamsError("The picture cannot be made", problems)
-    count, blocks = len(bench.mixer.parts), bench.blocks
+    count, blocks = len(session.mixer.parts), session.blocks
     loras, sliders = others[:count], others[len(others) - len(blocks) :]
     on = {
         BlockId.parse(name) for names in others[count : len(others) - len(blocks)] for name in names
@@ -121,36 +121,36 @@ def switched(blocks: Sequence[BlockId], on: Sequence[str], *values: float) -> li
     ]
 
 
-def moved(bench: Bench, block: BlockId, value: float, on: Sequence[str]) -> list[str]:
+def moved(session: Session, block: BlockId, value: float, on: Sequence[str]) -> list[str]:
     """Return a stack's switches after a block's slider: on, or at 0 off."""
-    names = [str(each) for each in bench.blocks if each.stack == block.stack]
+    names = [str(each) for each in session.blocks if each.stack == block.stack]
     wanted = {*on, str(block)} if value != 0.0 else {*on} - {str(block)}
     return [name for name in names if name in wanted]
 
 
-def chosen(bench: Bench, strengths: Strengths, *sliders: float) -> list[Any]:
+def chosen(session: Session, strengths: Strengths, *sliders: float) -> list[Any]:
     """Return switches and sliders for strengths; the slider of a block that is off stays."""
-    stacks = [stack for stack in STACKS if any(block.stack == stack for block in bench.blocks)]
-    on = [[str(b) for b in bench.blocks if b.stack == stack and strengths[b]] for stack in stacks]
-    before = dict(zip(bench.blocks, sliders, strict=True))
-    return [*on, *(strengths[block] or before[block] for block in bench.blocks)]
+    stacks = [stack for stack in STACKS if any(block.stack == stack for block in session.blocks)]
+    on = [[str(b) for b in session.blocks if b.stack == stack and strengths[b]] for stack in stacks]
+    before = dict(zip(session.blocks, sliders, strict=True))
+    return [*on, *(strengths[block] or before[block] for block in session.blocks)]
 
 
-def banded(bench: Bench, band: str | None, strength: float, *values: Any) -> list[Any]:
+def banded(session: Session, band: str | None, strength: float, *values: Any) -> list[Any]:
     """Return switches and sliders with all blocks of a band at `strength`."""
-    setting = read(bench, values)
-    members = bench.bands.get(band or "", ())
+    setting = read(session, values)
+    members = session.bands.get(band or "", ())
     strengths = {**setting.strengths, **dict.fromkeys(members, float(strength))}
-    return chosen(bench, strengths, *setting.sliders.values())
+    return chosen(session, strengths, *setting.sliders.values())
 
 
-def recalled(bench: Bench, one: Try) -> list[Any]:
+def recalled(session: Session, one: Try) -> list[Any]:
     """Return the values of all controls as they were for a try; what was off goes on at 1."""
     asked = [one.shot.prompt, one.shot.seed, one.shot.steps, *one.loras]
-    return [*asked, *chosen(bench, one.strengths, *[1.0] * len(bench.blocks))]
+    return [*asked, *chosen(session, one.strengths, *[1.0] * len(session.blocks))]
 
 
-def mix(bench: Bench, *values: Any) -> list[Any]:
+def mix(session: Session, *values: Any) -> list[Any]:
     """Return the five pictures of the controls' mix, its numbers, and the tries twice.
 
     Once as the gallery's pictures and captions, once as they are. What was tried before is not
@@ -161,52 +161,59 @@ def mix(bench: Bench, *values: Any) -> list[Any]:
         AdapterError: the LoRAs cannot have these strengths.
     """
     *given, tries = values
-    setting = read(bench, given)
+    setting = read(session, given)
     shot, loras, strengths = setting.shot, setting.loras, setting.strengths
-    tasting = bench.run(_taste, bench.mixer, loras, strengths, shot)
+    result = session.run(_render_mix, session.mixer, loras, strengths, shot)
     if (shot, loras, strengths) not in [(one.shot, one.loras, one.strengths) for one in tries]:
-        caption = f"{_on(tasting, bench)}, {_recovery(tasting)}"
-        tries = [Try(strengths, loras, shot, _thumbnail(tasting.picture), caption), *tries][
+        caption = f"{_on(result, session)}, {_recovery(result)}"
+        tries = [Try(strengths, loras, shot, _thumbnail(result.picture), caption), *tries][
             :KEPT_TRIES
         ]
-    pictures = [tasting.references.none, tasting.picture, tasting.references.full]
+    pictures = [result.references.none, result.picture, result.references.full]
     gallery = [(one.thumbnail, one.caption) for one in tries]
-    maps = [tasting.map_none, tasting.map_full]
-    return [*pictures, *maps, _numbers(tasting, bench), gallery, tries]
+    maps = [result.map_none, result.map_full]
+    return [*pictures, *maps, _numbers(result, session), gallery, tries]
 
 
-def _taste(mixer: Mixer, loras: Sequence[float], strengths: Strengths, shot: Shot) -> Tasting:
+def _render_mix(
+    mixer: Mixer, loras: Sequence[float], strengths: Strengths, shot: Shot
+) -> MixResult:
     mixer.restack(loras)
-    return mixer.taste(strengths, shot)
+    return mixer.render_mix(strengths, shot)
 
 
-def save(bench: Bench, name: str, *values: Any) -> str:
+def save(session: Session, name: str, *values: Any) -> str:
     """Save the mix as a LoRA file and return what to say; raises as `save_lora`."""
-    setting = read(bench, values)
+    setting = read(session, values)
 
     def save() -> Path:
-        bench.mixer.restack(setting.loras)
-        return save_lora(bench.mixer.parts, bench.files, setting.strengths, bench.out, name)
+        session.mixer.restack(setting.loras)
+        return save_lora(session.mixer.parts, session.files, setting.strengths, session.out, name)
 
-    path = bench.run(save)
-    return f"Saved {path} ({path.stat().st_size / 1e6:.1f} MB)."
+    path = session.run(save)
+    said = f"Saved {path} ({path.stat().st_size / 1e6:.1f} MB)."
+    if parted := [
+        part.name for part in session.mixer.parts if part.adapter.apart and part.strength
+    ]:
+        said += f" Without the weights for text encoders of {', '.join(parted)}."
+    return said
 
 
-def add(bench: Bench, name: str, *values: Any) -> str:
+def add(session: Session, name: str, *values: Any) -> str:
     """Add the mix to params.yaml and return what to say.
 
     Raises:
         ParamsError: the mix is not of the params' LoRA at strength 1, or see `add_subset`.
     """
-    setting = read(bench, values)
-    if not bench.is_of_params or setting.loras != (1.0,):
+    setting = read(session, values)
+    if not session.is_of_params or setting.loras != (1.0,):
         problem = Problem(
             "render.subsets",
             "is about the LoRA of split.adapter at strength 1",
             "Save this mix as a LoRA and set split.adapter to the file.",
         )
         raise ParamsError("The mix cannot be added to params.yaml", [problem])
-    line = bench.run(add_subset, bench.root, name, setting.strengths, bench.blocks)
+    line = session.run(add_subset, session.root, name, setting.strengths, session.blocks)
     return f"Added to render.subsets in params.yaml: `{line}`. `dvc repro` renders it."
 
 
@@ -217,19 +224,19 @@ def _thumbnail(picture: Picture) -> Picture:
     return np.asarray(small)
 
 
-def _numbers(tasting: Tasting, bench: Bench) -> str:
-    share = "not known" if tasting.share is None else f"{tasting.share:.1%}"
+def _numbers(result: MixResult, session: Session) -> str:
+    share = "not known" if result.share is None else f"{result.share:.1%}"
     return (
         "| blocks on | recovery | share of what is on | MSE to full | MSE to none | file |\n"
         "|---|---|---|---|---|---|\n"
-        f"| {_on(tasting, bench)} | {_recovery(tasting)} | {share} | {tasting.mse_full:.1f} "
-        f"| {tasting.mse_none:.1f} | {tasting.file_bytes / 1e6:.2f} MB |"
+        f"| {_on(result, session)} | {_recovery(result)} | {share} | {result.mse_full:.1f} "
+        f"| {result.mse_none:.1f} | {result.file_bytes / 1e6:.2f} MB |"
     )
 
 
-def _on(tasting: Tasting, bench: Bench) -> str:
-    return f"{tasting.blocks_on} of {len(bench.blocks)}"
+def _on(result: MixResult, session: Session) -> str:
+    return f"{result.blocks_on} of {len(session.blocks)}"
 
 
-def _recovery(tasting: Tasting) -> str:
-    return "no effect" if tasting.recovery is None else f"{tasting.recovery:.1%}"
+def _recovery(result: MixResult) -> str:
+    return "no effect" if result.recovery is None else f"{result.recovery:.1%}"

@@ -37,9 +37,9 @@ from stages.imaging.heatmap import (
 )
 from stages.imaging.metrics import Picture, mse, recovery
 from stages.runtime.device import configure_torch
+from stages.sampling.adapted_generator import adapted, load_generator
 from stages.sampling.generation import Generator, Job, generate
 from stages.sampling.prompts import NamedPrompt, embed_prompts, name_prompts
-from stages.sampling.wardrobe import load_generator, worn
 
 KEPT_REFERENCES: Final = 32
 """Pairs of reference pictures in memory; at 1024 px a pair is 6 MB."""
@@ -68,7 +68,7 @@ class References:
 
 
 @dataclass(frozen=True)
-class Tasting:
+class MixResult:
     """A mix's picture next to its references, and what can be measured of it.
 
     `mse_none` and `mse_full` are the distances to the references, `recovery` is None where these
@@ -118,8 +118,8 @@ class Mixer:
         self._bare = load_generator(folder, texts, self._model, self._sampling)
         self._texts = dict(self._bare.texts)
         self._references: OrderedDict[Shot, References] = OrderedDict()
-        self._worn = ExitStack()
-        self._dressed = self._dress(self._adapter)
+        self._attached = ExitStack()
+        self._adapted = self._adapt(self._adapter)
 
     @property
     def adapter(self) -> Adapter:
@@ -143,7 +143,7 @@ class Mixer:
 
     def close(self) -> None:
         """Take the adapter off; the mixer is of no use after that."""
-        self._worn.close()
+        self._attached.close()
 
     def restack(self, strengths: Sequence[float]) -> None:
         """Give each LoRA of the stack another strength.
@@ -160,12 +160,12 @@ class Mixer:
         if parts == self.parts:
             return
         adapter = stack(parts)
-        self._worn.close()
+        self._attached.close()
         self._references.clear()
         self.parts, self._adapter = parts, adapter
-        self._dressed = self._dress(adapter)
+        self._adapted = self._adapt(adapter)
 
-    def taste(self, strengths: Strengths, shot: Shot) -> Tasting:
+    def render_mix(self, strengths: Strengths, shot: Shot) -> MixResult:
         """Return the picture of a mix, next to the references of its shot.
 
         Args:
@@ -177,7 +177,7 @@ class Mixer:
         none, full = references.none, references.full
         scale = shared_scale([peak(difference(none, full))])  # one for all mixes of a shot
         shares = self.shares
-        return Tasting(
+        return MixResult(
             picture,
             references,
             self._map("against none", picture, none, scale),
@@ -207,12 +207,14 @@ class Mixer:
             self._texts |= found
         sampling = self._sampling.model_copy(update={"steps": shot.steps})
         sigmas = sampling_sigmas(self._folder, shot.steps, sampling.size_px)
-        generator = replace(self._dressed, texts=self._texts, sigmas=sigmas)
+        generator = replace(self._adapted, texts=self._texts, sigmas=sigmas)
         ((_, picture),) = generate(generator, [Job(shot.prompt, shot.seed, tuple(gates))], sampling)
         return picture
 
-    def _dress(self, adapter: Adapter) -> Generator:
-        return self._worn.enter_context(worn(self._bare, adapter, self._sampling, compiled=False))
+    def _adapt(self, adapter: Adapter) -> Generator:
+        return self._attached.enter_context(
+            adapted(self._bare, adapter, self._sampling, compiled=False)
+        )
 
     def _map(self, label: str, picture: Picture, reference: Picture, scale: Scale) -> Picture:
         return draw_heatmap(label, picture, reference, scale, self._style)

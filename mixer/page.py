@@ -11,7 +11,7 @@ from typing import Any, Final
 import gradio as gr
 
 from mixer import actions
-from mixer.actions import Bench, Try
+from mixer.actions import Session, Try
 from mixer.choices import STRONGEST, Strengths
 from stages.adapters.stacking import Part
 from stages.contracts.blocks import BlockId, Stack
@@ -78,17 +78,17 @@ class Results:
         return [*pictures, self.numbers, self.gallery, self.tries]
 
 
-def build_page(bench: Bench) -> gr.Blocks:
+def build_page(session: Session) -> gr.Blocks:
     """Return the page, ready to be launched."""
     page = gr.Blocks(title="Blocklens mixer", delete_cache=(3600, 3600))
     with page:
-        gr.Markdown(f"## Mixer: {', '.join(_short(part) for part in bench.mixer.parts)}")
+        gr.Markdown(f"## Mixer: {', '.join(_short(part) for part in session.mixer.parts)}")
         with gr.Row():
             with gr.Column(scale=3):
                 results = _lay_results()
             with gr.Column(scale=2):
-                controls = _lay_controls(bench)
-                _wire(page, bench, controls, results)
+                controls = _lay_controls(session)
+                _wire(page, session, controls, results)
     return page
 
 
@@ -121,8 +121,8 @@ def _lay_results() -> Results:
     return Results(none, mix, full, map_none, map_full, numbers, gallery, gr.State([]))
 
 
-def _lay_controls(bench: Bench) -> Controls:
-    mixer = bench.mixer
+def _lay_controls(session: Session) -> Controls:
+    mixer = session.mixer
     prompt = gr.Dropdown(
         list(dict.fromkeys(mixer.prompts)), value=mixer.prompts[0], label="Prompt, or your own",
         allow_custom_value=True, elem_id="prompt",
@@ -144,7 +144,7 @@ def _lay_controls(bench: Bench) -> Controls:
         for stack, label in zip(actions.STACKS, _LABELS, strict=True)
         if (names := [str(block) for block in mixer.blocks if block.stack == stack])
     }  # fmt: skip
-    least, most = _range(bench.presets)
+    least, most = _range(session.presets)
     with gr.Accordion("Strength of each block", open=False, elem_id="strengths"), gr.Row():
         sliders = {
             block: gr.Slider(
@@ -156,41 +156,41 @@ def _lay_controls(bench: Bench) -> Controls:
     return Controls(prompt, seed, steps, loras, switches, sliders)
 
 
-def _wire(page: gr.Blocks, bench: Bench, controls: Controls, results: Results) -> None:
+def _wire(page: gr.Blocks, session: Session, controls: Controls, results: Results) -> None:
     """Let every click set the controls at once, and then draw what they say.
 
     Were the controls set by what draws, a second click in that time would be undone.
     """
     inputs = [*controls.components, results.tries]
     draw: dict[str, Any] = {
-        "fn": _told(actions.mix, bench), "inputs": inputs, "outputs": results.components,
+        "fn": _told(actions.mix, session), "inputs": inputs, "outputs": results.components,
         "show_progress": "minimal", "trigger_mode": "always_last", **_MODEL,
     }  # fmt: skip
     sliders, chosen = [*controls.sliders.values()], controls.of_blocks
     for group in controls.switches.values():
         group.input(
-            partial(actions.switched, bench.blocks), [group, *sliders], sliders, **_AT_ONCE
+            partial(actions.switched, session.blocks), [group, *sliders], sliders, **_AT_ONCE
         ).then(**draw)  # fmt: skip
     for block, slider in controls.sliders.items():
         group = controls.switches[block.stack]
-        moved = partial(actions.moved, bench, block)
+        moved = partial(actions.moved, session, block)
         slider.release(moved, [slider, group], group, **_AT_ONCE).then(**draw)
     with gr.Row():
-        for name, strengths in bench.presets.items():
+        for name, strengths in session.presets.items():
             identity = f"preset-{name}".replace(" ", "-")
             button = gr.Button(name, size="sm", min_width=80, elem_id=identity)
-            choose = partial(actions.chosen, bench, strengths)
+            choose = partial(actions.chosen, session, strengths)
             button.click(choose, sliders, chosen, **_AT_ONCE).then(**draw)
     with gr.Row():
-        band = gr.Dropdown(list(bench.bands), label="Band")
+        band = gr.Dropdown(list(session.bands), label="Band")
         strength = gr.Slider(0.0, STRONGEST, 0.0, step=0.01, label="Strength of the band")
         button = gr.Button("Set the band", size="sm", elem_id="set-band")
-    banded = _told(actions.banded, bench)
+    banded = _told(actions.banded, session)
     given = [band, strength, *controls.components]
     button.click(banded, given, chosen, **_AT_ONCE).then(**draw)
 
     def recalled(tries: list[Try], event: gr.SelectData) -> list[Any]:
-        return actions.recalled(bench, tries[event.index])
+        return actions.recalled(session, tries[event.index])
 
     results.gallery.select(
         recalled, [results.tries], controls.components, **_AT_ONCE
@@ -199,10 +199,10 @@ def _wire(page: gr.Blocks, bench: Bench, controls: Controls, results: Results) -
     for event in [again.click, page.load, controls.prompt.input, controls.seed.submit,
                   controls.steps.submit, *(each.release for each in controls.loras)]:  # fmt: skip
         event(**draw)
-    _wire_saving(bench, controls)
+    _wire_saving(session, controls)
 
 
-def _wire_saving(bench: Bench, controls: Controls) -> None:
+def _wire_saving(session: Session, controls: Controls) -> None:
     with gr.Row():
         name = gr.Textbox(label="Name of this mix", placeholder="faces", elem_id="name")
         save = gr.Button("Save as LoRA", elem_id="save")
@@ -210,7 +210,7 @@ def _wire_saving(bench: Bench, controls: Controls) -> None:
     said = gr.Markdown(elem_id="said")
     for button, act in ((save, actions.save), (add, actions.add)):
         button.click(
-            _told(act, bench), [name, *controls.components], said,
+            _told(act, session), [name, *controls.components], said,
             **_MODEL,
         )  # fmt: skip
 

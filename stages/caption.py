@@ -29,7 +29,7 @@ from stages.captioning.tokens import TokenCount, measure_tokens, summarise_token
 from stages.captioning.trainers import Example, write_examples
 from stages.captioning.trigger import trigger_problems
 from stages.captioning.words import count_words, words_in_all
-from stages.contracts.captions import find_trigger, says_something, unreadable_signs
+from stages.contracts.captions import find_trigger, says_something, unreadable_characters
 from stages.contracts.errors import DatasetError, Problem
 from stages.contracts.params import CaptionParams
 from stages.contracts.tables import (
@@ -214,7 +214,7 @@ def _generated(
         if not says_something(text):
             what = "the captioner gave an empty caption"
             problems.append(Problem(picture.source, what, remedy))
-        elif unreadable_signs(text):
+        elif unreadable_characters(text):
             what = f"the captioner gave control characters ({text!a})"
             problems.append(Problem(picture.source, what, remedy))
     if problems:

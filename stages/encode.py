@@ -119,7 +119,7 @@ def encode(
 
 
 def _encode_view(vae: AutoencoderKL, view: SourceView) -> Latents:
-    """Return the latents of one view. A VAE is not symmetric: its input is mirrored, not they."""
+    """Return the latents of one view. Pixels are mirrored, not latents: a VAE is not symmetric."""
     pixels = read_pixels(view.source.path, view.size_px)
     mask = None if view.source.mask is None else read_mask(view.source.mask, view.size_px)
     if view.mirrored:
@@ -151,7 +151,7 @@ def _make_class_pictures(
         path.write_bytes(data)
         sources.append(
             Source(
-                # No file of a person's has a slash in its name.
+                # Users' files never have a slash in their names.
                 name=f"class/{picture.name}",
                 path=path,
                 sha256=hashlib.sha256(data).hexdigest(),

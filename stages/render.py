@@ -13,9 +13,9 @@ goes on with the missing ones.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,17 +37,18 @@ from stages.imaging.png import encode_png
 from stages.runtime.console import run_stage
 from stages.runtime.crew import Crew, Setting, open_crew
 from stages.runtime.device import rounding
-from stages.runtime.files import sha256_file, write_json
+from stages.runtime.files import sha256_file, write_json, write_whole
 from stages.runtime.fingerprint import run_fingerprint
 from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
+from stages.runtime.state_folder import run_folder
 from stages.sampling.generation import Job
 from stages.sampling.picture_plan import PlannedPicture, Series, plan_pictures, prompts_of
-from stages.sampling.session import Outfit, Picture, Session, draw, set_scene
+from stages.sampling.session import AdapterVersion, Picture, Session, draw, set_scene
 from stages.sampling.variants import gate_values
 
-Batch: TypeAlias = tuple[Outfit, tuple[PlannedPicture, ...]]
-"""Pictures that are made at once, and what the model wears for them."""
+Batch: TypeAlias = tuple[AdapterVersion, tuple[PlannedPicture, ...]]
+"""Pictures that are made at once, and the version of the adapter for them."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,8 +98,7 @@ def _state_folder(params: dict[str, Section], weights: Path, adapter: Path) -> P
         "rounding": rounding(),
     }
     values = {name: section.model_dump() for name, section in params.items()}
-    root = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / "render"
-    return root / run_fingerprint(values, inputs, Path(__file__))
+    return run_folder("render", run_fingerprint(values, inputs, Path(__file__)))
 
 
 def _unfinished(series: Series, batch: int, state: Path) -> Iterator[Batch]:
@@ -109,7 +109,7 @@ def _unfinished(series: Series, batch: int, state: Path) -> Iterator[Batch]:
     """
     for together in series.batches(batch):
         if not all((state / picture.file).is_file() for picture in together):
-            yield Outfit(series.noise_seed), together
+            yield AdapterVersion(series.noise_seed), together
 
 
 def _announce(pictures: Sequence[PlannedPicture], state: Path, blocks: int) -> None:
@@ -127,7 +127,7 @@ def _announce(pictures: Sequence[PlannedPicture], state: Path, blocks: int) -> N
 def _make(
     scene: Setting[Session], blocks: Sequence[BlockId], batches: Sequence[Batch], state: Path
 ) -> None:
-    items = ((outfit, _jobs(pictures, blocks)) for outfit, pictures in batches)
+    items = ((version, _jobs(pictures, blocks)) for version, pictures in batches)
 
     def made(crew: Crew[Session]) -> Iterator[tuple[PlannedPicture, Picture]]:
         for index, drawn in crew.each(draw, items):
@@ -136,7 +136,7 @@ def _make(
     with open_crew(scene) as crew:
         total = sum(len(pictures) for _, pictures in batches)
         for picture, pixels in track(made(crew), total, "render"):
-            _keep(state / picture.file, encode_png(pixels))
+            write_whole(state / picture.file, partial(_write, encode_png(pixels)))
 
 
 def _jobs(pictures: Sequence[PlannedPicture], blocks: Sequence[BlockId]) -> list[Job]:
@@ -146,15 +146,8 @@ def _jobs(pictures: Sequence[PlannedPicture], blocks: Sequence[BlockId]) -> list
     ]
 
 
-def _keep(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _index(pictures: Sequence[PlannedPicture]) -> pd.DataFrame:

@@ -10,9 +10,10 @@ Params:  slim, model, sampling, prompts.
 
 The chooser puts the blocks in an order (slimming/choosers.py). The blocks kept may be given
 strengths that make up for the others (lens/interaction.py). The size is the smallest whose pictures
-of the development prompts recover enough even at the lower end of their interval, each prompt with
-strengths fitted to the others. Held-out pictures only confirm: the metrics are theirs, and a set
-that misses the bar there is reported, not replaced. So do the smaller ranks, a lever of their own.
+of the development prompts recover enough even at the lower end of their interval (from few prompts
+no guarantee: docs/method.md), each prompt with strengths fitted to the others. Held-out pictures
+only confirm: the metrics are theirs, and a set that misses the bar there is reported, not replaced.
+So do the smaller ranks, a lever of their own.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ from stages.runtime.outputs import replace_folder
 from stages.runtime.progress import track
 from stages.sampling.probes import ask_crew, make_probes
 from stages.sampling.prompts import name_prompts
-from stages.sampling.session import AS_TRAINED, Outfit, set_scene
+from stages.sampling.session import AS_TRAINED, AdapterVersion, set_scene
 from stages.slimming.choosers import Choosing, Measured, order_blocks, read_scores
 from stages.slimming.exports import retraining_files
 from stages.slimming.ranks import rank_table, rerank
 from stages.slimming.refitting import crossed_strengths, size_strengths
-from stages.slimming.trial import Shots, Studio, Trial, Verdict, draw_references, find_size
+from stages.slimming.trial import Renderer, Shots, Trial, Verdict, draw_references, find_size
 
 _log = logging.getLogger(__name__)
 
@@ -108,28 +109,28 @@ def slim(
     scene = set_scene(weights, adapter, (*named.develop, *named.held_out), model, sampling)
     resampling = Resampling(params.resamples, params.confidence, params.seed)
     with open_crew(scene) as crew:
-        studio = Studio(crew, len(source.blocks), sampling)
-        choosing, confirming = draw_references(studio, (develop, held_out), adapter)
-        plan = _plan(studio, develop, source, scores, params)
+        renderer = Renderer(crew, len(source.blocks), sampling)
+        choosing, confirming = draw_references(renderer, (develop, held_out), adapter)
+        plan = _plan(renderer, develop, source, scores, params)
         size, tried = find_size(
             choosing,
             len(source.blocks),
             params.recovery,
             max(1, sampling.batch // len(develop)),
             resampling,
-            lambda sizes: studio.measure(
+            lambda sizes: renderer.measure(
                 choosing, [develop.of_prompts(plan.crossed[size]) for size in sizes]
             ),
         )
-        (pictures,) = studio.draw([*held_out], [plan.strengths[size]])
+        (pictures,) = renderer.draw([*held_out], [plan.strengths[size]])
         confirmed = confirming.judge(confirming.recoveries(pictures), resampling)
         _tell(size, len(source.blocks), confirmed, params)
         kept = _kept(source, plan.strengths[size])
         slimmed = _slimmed(source, kept, adapter)
-        sets = [(slimmed, Outfit(strengths=tuple(kept.items())))]
+        sets = [(slimmed, AdapterVersion(strengths=tuple(kept.items())))]
         if size < len(source.blocks):
             sets.append((source, AS_TRAINED))
-        reranked = [*rerank(studio, sets, params.ranks, confirming, resampling)]
+        reranked = [*rerank(renderer, sets, params.ranks, confirming, resampling)]
     with replace_folder(out) as work:
         file = work / "adapter-slim.safetensors"
         write_adapter(file, slimmed)
@@ -159,17 +160,17 @@ def slim(
 
 
 def _plan(
-    studio: Studio,
+    renderer: Renderer,
     shots: Shots,
     source: Adapter,
     scores: Sequence[float] | None,
     params: SlimParams,
 ) -> _Plan:
     """Return the order of the blocks, and the strengths of those kept at every size."""
-    sampling = studio.sampling
-    probes = make_probes(studio.crew, studio.blocks, [*shots], params.sigmas, sampling)
-    ask = ask_crew(studio.crew, probes)
-    effect = measure_effect(ask, len(probes), studio.blocks, sampling.batch)
+    sampling = renderer.sampling
+    probes = make_probes(renderer.crew, renderer.blocks, [*shots], params.sigmas, sampling)
+    ask = ask_crew(renderer.crew, probes)
+    effect = measure_effect(ask, len(probes), renderer.blocks, sampling.batch)
     products = _products(effect, params, sampling.batch)
     by_prompt = products.reshape(len(shots.prompts), -1, *products.shape[1:]).mean(axis=1)
     way = Choosing(
@@ -209,7 +210,7 @@ def _tell(size: int, whole: int, confirmed: Verdict, params: SlimParams) -> None
         _log.info("%d of %d blocks pass on development prompts", size, whole)
     _log.log(
         logging.INFO if confirmed.recovery >= params.recovery else logging.WARNING,
-        "held-out recovery %.3f (at least %.3f), asked for %g",
+        "held-out recovery %.3f (interval from %.3f), asked for %g",
         confirmed.recovery,
         confirmed.low,
         params.recovery,
@@ -217,7 +218,7 @@ def _tell(size: int, whole: int, confirmed: Verdict, params: SlimParams) -> None
 
 
 def _kept(source: Adapter, strengths: Array) -> dict[BlockId, float]:
-    """Return the blocks with a strength above 0, with their strengths."""
+    """Return the blocks with a strength, and what it is; a negative one counts too."""
     return {
         block: float(strength)
         for block, strength in zip(source.blocks, strengths, strict=True)

@@ -18,7 +18,6 @@ for another trainer, and `import-config FILE OUT` params from an ai-toolkit YAML
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -51,6 +50,7 @@ from stages.runtime.device import configure_torch, rounding
 from stages.runtime.files import sha256_file
 from stages.runtime.fingerprint import run_fingerprint, source_hashes
 from stages.runtime.outputs import replace_folder
+from stages.runtime.state_folder import run_folder
 from stages.sampling.generation import Job, generate, make_generator
 from stages.training.announcement import announce
 from stages.training.board import require_board
@@ -195,20 +195,10 @@ def _base_name(weights: Path) -> str:
 
 
 def _state_folder(params: Mapping[str, Section], weights: Path, encoded: Path) -> Path:
-    """Return the folder of this very run's state, and say so if other runs left theirs."""
     inputs = {"weights": sha256_file(weights), "rounding": rounding()}
     inputs |= {path.name: sha256_file(path) for path in sorted(encoded.glob("*.*"))}
     values = {name: section.model_dump() for name, section in params.items()}
-    root = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / "train"
-    folder = root / run_fingerprint(values, inputs, Path(__file__))
-    if others := len(set(root.glob("*")) - {folder}):
-        _log.info(
-            "%d unfinished %s of other settings, data or code in %s: delete what you gave up",
-            others,
-            "run" if others == 1 else "runs",
-            root,
-        )
-    return folder
+    return run_folder("train", run_fingerprint(values, inputs, Path(__file__)))
 
 
 def main() -> None:

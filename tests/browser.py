@@ -22,6 +22,9 @@ CHROMIUM = next(
 AXE = Path(__file__).parent / "axe-core" / "axe.min.js"
 """The accessibility checker; its version and source stand in the README beside it."""
 
+SCREENS_VARIABLE = "BLOCKLENS_SCREENS"
+"""Folder for every screenshot of a test, one folder per test; CI keeps it with its log."""
+
 Scheme = Literal["light", "dark"]
 
 
@@ -44,7 +47,7 @@ def open_page(
 ) -> Iterator[Page]:
     """Yield the page at `address`; errors on its console and requests elsewhere are collected.
 
-    What a test that fails has on the screen is kept in the folder `keep`.
+    What a test that fails has on the screen is kept: see `screens_of` for the folder `keep`.
     """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -60,7 +63,7 @@ def open_page(
         except BaseException:
             if keep is not None:
                 with suppress(Error):  # the page itself may be what failed
-                    page.screenshot(path=keep / "failed.png")
+                    page.screenshot(path=screens_of(keep) / "failed.png")
             raise
         finally:
             browser.close()
@@ -88,9 +91,17 @@ def _foreign(url: str, address: str) -> list[str]:
     return [] if own else [f"asks elsewhere: {url}"]
 
 
+def screens_of(folder: Path) -> Path:
+    """Return where a test's screenshots go: `folder`, or one of its name in $BLOCKLENS_SCREENS."""
+    kept = os.environ.get(SCREENS_VARIABLE)
+    place = Path(kept).resolve() / folder.name if kept else folder
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def keep_screenshot(page: Page, folder: Path, name: str) -> Path:
-    """Write what the page shows to `folder` and return the file."""
-    path = folder / name
+    """Write what the whole page shows to the screens of `folder` and return the file."""
+    path = screens_of(folder) / name
     page.screenshot(path=path, full_page=True)
     return path
 

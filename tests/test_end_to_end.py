@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
 import signal
@@ -75,6 +76,25 @@ def test_diffusers_draws_the_same_pictures(
     none_for_text = "No LoRA keys associated to CLIPTextModel"
     loading = [record for record in caplog.records if record.name.startswith("diffusers.loaders")]
     assert {record.getMessage()[: len(none_for_text)] for record in loading} == {none_for_text}
+
+
+def test_the_snippet_of_the_report_draws_the_slim_picture(reproduced: Path, tmp_path: Path) -> None:
+    """What a person copies from the page runs as it stands, and draws what stage slim drew."""
+    page = (reproduced / "data/report/index.html").read_text(encoding="utf-8")
+    code = html.unescape(page.partition("<code>import torch\n")[2].partition("</code>")[0])
+    (tmp_path / "data").symlink_to(reproduced / "data")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import torch\n{code}"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    slim = reproduced / "data/slim/images/held-out-0-100/slim.png"
+    with Image.open(tmp_path / "slim.png") as theirs, Image.open(slim) as ours:
+        assert np.abs(np.subtract(theirs, ours, dtype=int)).max() <= 1
 
 
 def kill_training(folder: Path) -> None:

@@ -87,7 +87,7 @@ def test_flows_reach_stages_through_dvc_only() -> None:
     The door alone looks into pictures, before it takes them; the review alone draws the report's
     maps, of two runs.
     """
-    beside = {"door": {"imaging"}, "review": {"reporting"}}
+    beside = {"mcp_server": {"imaging"}, "review": {"reporting"}}
     for path in module_files("flows"):
         ours = {name for name in imported_modules(path) if name.startswith("stages.")}
         allowed = BOTTOM | beside.get(path.parent.name, set())

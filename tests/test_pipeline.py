@@ -15,13 +15,14 @@ import yaml
 from stages.contracts.errors import ParamsError
 from stages.contracts.params import SHARED_SECTIONS, Params, load_params
 from tests.presets import PRESETS, load_preset
+from tests.repositories import git
 from tests.test_layout import dotted, imported_modules, room_of
 
 ROOT = Path(__file__).parents[1]
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 EXEMPT_ROOMS = {"contracts", "runtime"}
-"""They decide neither pixels nor weights, so that a wording does not retrain a LoRA."""
+"""So that a wording does not retrain a LoRA; docs/method.md says what a change there needs."""
 
 NAMES = [
     "fetch",
@@ -130,6 +131,30 @@ def test_command_names_only_declared_paths(stage: str) -> None:
         assert inside, f"{stage} {flag} {path} is in neither deps nor outs"
 
 
+def test_no_path_ends_the_quotes_that_it_stands_in(tmp_path: Path) -> None:
+    """A shell reads every cmd: a name with a space is one word, and none is a command."""
+    commands = " ".join(STAGES[stage]["cmd"] for stage in NAMES)
+    names = set(re.findall(r"\$\{([\w.]+)\}", commands))
+    assert len(names) == 5
+    assert not re.search(r"\$\{", re.sub(r'"\$\{[\w.]+\}[\w/]*"', "", commands))
+    for name in sorted(names):
+        section, key = name.split(".")
+        for path in ('x" y', "$(x)", "`x`", "x\\", "x\ny", "-x"):
+            params = {**PARAMS, section: {**PARAMS[section], key: path}}
+            (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+            with pytest.raises(ParamsError, match=f"{section}.{key}: goes into a command"):
+                load_params(tmp_path / "params.yaml")
+
+
+def test_dvc_reports_to_nobody() -> None:
+    """Both pipelines' configs, as they are shipped, switch DVC's telemetry off."""
+    found = [ROOT / ".dvc/config", ROOT / "nano/.dvc/config"]
+    for path in found:
+        assert "    analytics = false\n" in path.read_text(encoding="utf-8"), path
+    listed = git(ROOT, "ls-files", "*.dvc/config").split()
+    assert sorted(listed) == [path.relative_to(ROOT).as_posix() for path in found]
+
+
 @pytest.mark.parametrize("stage", NAMES)
 def test_outputs_lie_in_the_stage_folder(stage: str) -> None:
     """Each stage writes into data/<stage>/ and nowhere else."""
@@ -210,3 +235,17 @@ def test_presets_are_found() -> None:
     """The loop above runs over something."""
     assert len(PRESETS) >= 6
     assert dotted(ROOT / "stages/train.py") == "stages.train"
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.name)
+def test_a_preset_tries_strengths_below_one(path: Path, tmp_path: Path) -> None:
+    """The recommended strength is read off them; without any it would be 1 untried."""
+    strengths = load_preset(path, tmp_path).render.strengths
+    assert any(0.0 < strength < 1.0 for strength in strengths)
+
+
+def test_only_a_download_is_tried_again_and_nothing_runs_for_ever() -> None:
+    """The same bytes fail again; a server that did not answer may. A hung stage holds the GPU."""
+    hints = {name: stage["meta"]["prefect"] for name, stage in STAGES.items()}
+    assert [name for name, hint in hints.items() if hint.get("retries")] == ["fetch"]
+    assert [name for name, hint in hints.items() if not hint.get("timeout_s")] == []

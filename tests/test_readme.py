@@ -50,6 +50,10 @@ def test_figures_are_those_of_the_committed_run() -> None:
     assert figure(r"blocks, (\d+) % of the bytes") == round(100 * slim["bytes_ratio"])
     assert figure(r"recovers (\d+) % of the effect") == round(100 * slim["recovery"])
     assert figure(r"\(Kendall τ-b\) \| (-?\d\.\d\d)") == round(metrics("evaluate")["rank_tau"], 2)
+    assert figure(r"\| shares (-?\d\.\d\d); pictures") == round(attribute["split_half_tau"], 2)
+    evaluate = metrics("evaluate")
+    assert figure(r"single blocks (-?\d\.\d\d):") == round(evaluate["split_half_tau"], 2)
+    assert figure(r"\| (\d\.\d\d), where 0\.25 is a warning") == round(evaluate["bleed"], 2)
 
 
 def test_the_committed_run_keeps_the_projects_promises() -> None:

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import yaml
 
-from flows.overrides import shell_problems
 from flows.param_changes import Scalar, check_changes, follow_problems, name_problems
 from stages.contracts.errors import BlocklensError, Problem
 from stages.contracts.params import Params, load_params
@@ -67,15 +66,6 @@ def combinations(
     document = yaml.safe_load(params_path.read_text(encoding="utf-8"))
     problems = name_problems(_SOURCE, [*grid, *follow], sections, f"stage {target}")
     problems += [*_value_problems(grid), *follow_problems(_SOURCE, grid, follow)]
-    if not problems:
-        wanted = {name: grid[leader] for name, leader in follow.items()} | dict(grid)
-        root = params_path.parent
-        problems = [
-            problem
-            for name, values in wanted.items()
-            for value in values
-            for problem in shell_problems(root, {name: value})
-        ]
     if problems:
         raise SweepError("the sweep's grid is not valid", problems)
     found = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import jinja2
 import pandas as pd
@@ -201,13 +201,15 @@ def _maps(review: Review, before: Blocks, after: Blocks) -> list[tuple[str, Mark
         ("after", review.head, after),
         ("difference", f"From {review.base} to {review.head}", difference),
     ):
-        meaning = "difference" if prefix == "difference" else "share"
+        meaning: Literal["share", "difference"] = (
+            "difference" if prefix == "difference" else "share"
+        )
         wide, narrow = (
             draw_block_map(
                 blocks.results,
                 blocks.confidence,
                 heading,
-                MapStyle(columns, False, f"{prefix}-{kind}", meaning),  # type: ignore[arg-type]
+                MapStyle(columns, False, f"{prefix}-{kind}", meaning),
             )
             for kind, columns in (
                 ("wide", wide_columns(blocks.results)),

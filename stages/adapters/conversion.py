@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ from stages.adapters.files import read_adapter, write_adapter, write_apart
 from stages.adapters.kohya_file import write_kohya
 from stages.adapters.module import Adapter, origins
 from stages.contracts.errors import AdapterError, Problem
+from stages.runtime.files import write_whole
 
 APART_SUFFIX: Final = "-text-encoders.safetensors"
 """What the file beside the written one ends in, if the source has weights for text encoders."""
@@ -45,12 +47,14 @@ def _convert(file: Path, out: Path, write: Callable[[Path, Adapter], None]) -> s
         raise AdapterError("The adapter is not written", problems)
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, writer in files:
-        part = path.with_name(f"{path.name}.part")
-        writer(part, adapter)
-        part.replace(path)
+        write_whole(path, partial(_write, writer, adapter))
     told = [f"{out}: {len(adapter.modules)} layers in {len(adapter.blocks)} blocks"]
     if adapter.apart:
         told.append(f"{beside}: {len(adapter.apart)} tensors for text encoders, as they came")
     if kept := origins(adapter):
         told.append(f"{len(kept)} layers are no plain LoRA and are written as they came")
     return "\n".join(told)
+
+
+def _write(write: Callable[[Path, Adapter], None], adapter: Adapter, path: Path) -> None:
+    write(path, adapter)

@@ -1,7 +1,7 @@
-"""Noise in place of what an adapter learnt, as large as it: is a block touchy, or did it learn?
+"""Noise as large as what an adapter learnt, in its place: is a block sensitive, or did it learn?
 
-A block whose noise changes a picture as much as its trained weights do is touchy. One that does
-much more than its noise has learnt something.
+A block whose noise changes a picture as much as its trained weights do is merely sensitive. One
+that does much more than its noise has learnt something.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def matched_noise(adapter: Adapter, seed: int) -> Adapter:
 
 
 def _noise(pair: LoraPair | KroneckerPair, module: str, seed: int) -> LoraPair | KroneckerPair:
+    if delta_norm(pair) == 0.0:  # alpha 0, or weights that were never trained: noise of that size
+        return pair
     if isinstance(pair, KroneckerPair):
         left = keyed_normal(pair.left.shape, seed, "matched-noise", "left", module)
         right = keyed_normal(pair.right.shape, seed, "matched-noise", "right", module)

@@ -18,7 +18,7 @@ from stages.contracts.errors import AdapterError, Problem
 
 
 def require_rankable(adapter: Adapter, ranks: Mapping[str, int]) -> None:
-    """Accept an adapter of which each of `ranks`, by their places in params, makes less.
+    """Raise AdapterError unless each of `ranks`, by its place in params, makes the adapter smaller.
 
     Raises:
         AdapterError: it has LoKr or DoRA, or no layer's rank is above one of `ranks`.

@@ -10,7 +10,7 @@ from stages.contracts.captions import (
     find_trigger,
     is_trigger_first,
     says_something,
-    unreadable_signs,
+    unreadable_characters,
 )
 from stages.contracts.errors import Problem
 
@@ -61,14 +61,14 @@ def check_caption(text: str, where: str) -> str:
     """
     text = text.strip()
     if len(text.encode("utf-8", "surrogatepass")) > _LONGEST_BYTES:
-        what = f"{len(text)} signs, too long for a caption"
+        what = f"{len(text)} characters, too long for a caption"
         raise _refused(where, what, "Shorten it to a few sentences.")
     if not says_something(text):
         remedy = "Write a caption, or remove it so that the captioner writes one."
         raise _refused(where, "empty caption", remedy)
-    if bad := unreadable_signs(text):
-        signs = ", ".join("line break" if sign in "\r\n" else f"U+{ord(sign):04X}" for sign in bad)
-        raise _refused(where, f"control characters ({signs})", "Put the caption on one plain line.")
+    if bad := unreadable_characters(text):
+        names = ", ".join("line break" if each in "\r\n" else f"U+{ord(each):04X}" for each in bad)
+        raise _refused(where, f"control characters ({names})", "Put the caption on one plain line.")
     return text
 
 

@@ -26,7 +26,7 @@ def trigger_problems(trigger: str, folder: Path) -> list[Problem]:
     suggestions = list(_suggestions(trigger))
     spellings = spell(folder, [*variants, *suggestions])
     if not spellings[trigger].readable:
-        what = f"T5 lacks a sign of {trigger!r} and would read it as unknown"
+        what = f"T5 lacks a character of {trigger!r} and would read it as unknown"
     elif known := [word for word in variants if spellings[word].is_one_token]:
         what = f"{known[0]!r} is one common token to both text encoders, so it has a meaning"
     else:
@@ -41,8 +41,8 @@ def _is_rare(spelling: Spelling) -> bool:
 
 def _suggestions(trigger: str) -> Iterator[str]:
     """Yield words that recall the trigger, the plainest first; one is rare in any vocabulary."""
-    letters = [sign for sign in trigger.lower() if sign.isascii() and sign.isalpha()]
-    skeleton = "".join(sign for sign in letters if sign not in _VOWELS)
+    letters = [each for each in trigger.lower() if each.isascii() and each.isalpha()]
+    skeleton = "".join(each for each in letters if each not in _VOWELS)
     for stem in (skeleton, "".join(letters), "ohwx", "xqzv"):
         for ending in _ENDINGS:
             if len(stem + ending) >= _SHORTEST and stem:

@@ -18,7 +18,7 @@ def says_something(caption: str) -> bool:
     return any(sign.isalnum() for sign in caption)
 
 
-def unreadable_signs(caption: str) -> list[str]:
+def unreadable_characters(caption: str) -> list[str]:
     """Return the line breaks, control characters and invisible signs in the caption, sorted."""
     return sorted(
         {

@@ -16,7 +16,7 @@ import pandera.pandas as pa
 from pandera.dtypes import is_string
 
 from stages.contracts.blocks import BLOCK_PATTERN
-from stages.contracts.captions import is_trigger_first, says_something, unreadable_signs
+from stages.contracts.captions import is_trigger_first, says_something, unreadable_characters
 from stages.contracts.errors import Problem, TableError
 
 FLOAT_FORMAT: Final = "%.9g"
@@ -136,7 +136,7 @@ _CHANGE: Final = "prefix added|suffix added|trigger added|trigger moved first"
 
 
 def _is_plain_caption(text: str) -> bool:
-    return says_something(text) and not unreadable_signs(text)
+    return says_something(text) and not unreadable_characters(text)
 
 
 def _captions_begin_with_their_trigger(captions: pd.DataFrame) -> pd.Series[bool]:
@@ -371,7 +371,7 @@ BLOCKS: Final = _table(
         # See stages/imaging/similarity.py.
         "only_direction": _real(nullable=True),
         "only_ssim_to_none": _real(-1.0, 1.0, nullable=True),
-        # By only_recovery, 1 is first; blocks in the noise share a rank behind the others.
+        # By only_recovery, 1 is first; blocks within the repeat floor share one, behind the others.
         "only_rank": _real(1.0, nullable=True),
         "only_rank_low": _real(1.0, nullable=True),
         "only_rank_high": _real(1.0, nullable=True),

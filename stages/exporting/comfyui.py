@@ -135,9 +135,10 @@ well as `models/clip`.
 | `slim-portrait.json`, `slim-landscape.json` | with the slim file |
 | `compare-portrait.json`, `compare-landscape.json` | both, same prompt and seed, two pictures |
 
-Drag one into ComfyUI's page. The files that end in `.api.json` are the same graphs for
-`POST /prompt`. They need no custom nodes. Prompt, seed, steps and guidance are those of
-`params.yaml`: “{params.prompts.develop[0]}”. The trigger is `{params.caption.trigger}`.
+Drag one into ComfyUI's page. The files that end in `.api.json` are the same graphs for a script:
+each is the value of `prompt` in the body of `POST /prompt`. They need no custom nodes.
+Prompt, seed, steps and guidance are those of `params.yaml`: “{params.prompts.develop[0]}”.
+The trigger is `{params.caption.trigger}`.
 
 ## Strength
 

@@ -1,9 +1,9 @@
 """A ComfyUI workflow as data, and its two file formats.
 
-The API format is what `POST /prompt` takes: {id: {class_type, inputs, _meta}}, an input being a
-value or [id, slot]. The UI format is what the page opens and saves: nodes with sockets, links and
-`widgets_values` (https://docs.comfy.org/specs/workflow_json_0.4, version 0.4). Nodes of the page
-alone, notes, are in the UI format only.
+The API format is the value of `prompt` in the body of `POST /prompt`: {id: {class_type, inputs,
+_meta}}, an input being a value or [id, slot]. The UI format is what the page opens and saves: nodes
+with sockets, links and `widgets_values` (https://docs.comfy.org/specs/workflow_json_0.4, version
+0.4). Nodes of the page alone, notes, are in the UI format only.
 """
 
 from __future__ import annotations

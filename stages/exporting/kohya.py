@@ -44,9 +44,7 @@ def write_kohya(params: Params, dataset: str) -> tuple[str, list[str]]:
         dataset: the folder of pictures and captions that stage caption writes for trainers.
     """
     train = params.train
-    remarks = left_behind(
-        params, ("caption_dropout", "adapter_dropout", "masked_loss", "loss_weighting")
-    )
+    remarks = left_behind(params, ("caption_dropout", "adapter_dropout", "loss_weighting"))
     if train.loss_weighting not in _WEIGHTINGS:
         remarks.append(f"train.loss_weighting: {train.loss_weighting} (none is written)")
     if train.timesteps in ("logit-normal", "shifted") and train.timestep_location:
@@ -132,7 +130,6 @@ def _schedule(params: Params) -> Values:
         "timestep_sampling": _TIMESTEPS[train.timesteps],
         "sigmoid_scale": train.timestep_scale,
         "weighting_scheme": _WEIGHTINGS.get(train.loss_weighting, "none"),
-        "masked_loss": train.masked_loss,
     }
 
 

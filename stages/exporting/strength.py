@@ -7,12 +7,14 @@ recovery falls because the effect goes on growing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import pandas as pd
 
 WHOLE: Final = 1.0
+_BELOW: Final = "the lower end of its interval is below"
 _COLUMNS: Final = ("strength", "recovery", "recovery_low")
 
 
@@ -45,14 +47,15 @@ def recommend_strength(sweep: pd.DataFrame, bar: float) -> Recommendation:
             break
         best, lowest = strength, low
     if best == WHOLE:
-        strength, recovery, _ = tried[-1]
+        strength, recovery, low = tried[-1]
+        short = "there is no interval to hold against" if math.isnan(low) else _BELOW
         because = (
-            f"at {strength:g} the pictures recover {recovery:.2f} of the effect, which is not "
-            f"surely {bar:g} (slim.recovery)"
+            f"at {strength:g} the pictures recover {recovery:.2f} of the effect, {short} "
+            f"the required {bar:g} (slim.recovery)"
         )
         return Recommendation(WHOLE, because)
     because = (
-        f"the pictures recover at least {lowest:.2f} of the effect there, and {bar:g} "
+        f"the interval of the pictures' recovery begins at {lowest:.2f} there, and {bar:g} "
         "(slim.recovery) was asked for"
     )
     return Recommendation(best, because)

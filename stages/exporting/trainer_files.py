@@ -10,7 +10,8 @@ import yaml
 
 from stages.contracts.errors import ParamsError, Problem
 from stages.contracts.params import load_params
-from stages.exporting.ai_toolkit import read_ai_toolkit, write_ai_toolkit
+from stages.exporting.ai_toolkit import write_ai_toolkit
+from stages.exporting.ai_toolkit_reading import foreign_architecture, read_ai_toolkit
 from stages.exporting.kohya import write_kohya
 
 _WRITERS: Final = {"ai-toolkit": write_ai_toolkit, "kohya": write_kohya}
@@ -36,7 +37,8 @@ def import_config(file: Path, out: Path, *, params: Path) -> str:
     as presets/flux1-dev-24gb.yaml.
 
     Raises:
-        ParamsError: the file is not ai-toolkit's, what it says is no valid params, or `out` exists.
+        ParamsError: the file is not ai-toolkit's or is for another base model than FLUX.1, what it
+            says is no valid params, or `out` exists.
     """
     _require_new(out)
     load_params(params)
@@ -100,6 +102,10 @@ def _process(file: Path) -> dict[str, Any]:
         raise ParamsError("No configuration to import", [problem]) from error
     if not isinstance(process, dict):
         problem = Problem(str(file), "config.process has no settings", "Name an ai-toolkit YAML.")
+        raise ParamsError("No configuration to import", [problem])
+    if other := foreign_architecture(process):
+        what = f"is for another base model than FLUX.1 (model.{other})"
+        problem = Problem(str(file), what, "Name a file with `is_flux: true` or `arch: flux`.")
         raise ParamsError("No configuration to import", [problem])
     return process
 

@@ -34,6 +34,10 @@ AI_TOOLKIT_OPTIMISERS: Final = MappingProxyType(
         "prodigy": "prodigy",
     }
 )
+AI_TOOLKIT_PRECISIONS: Final = MappingProxyType({"bfloat16": "bf16", "float32": "fp32"})
+AI_TOOLKIT_QUANTISATIONS: Final = MappingProxyType({"fp8": "qfloat8", "int8": "qint8"})
+"""Of `model.qtype`, which is qfloat8 where a file says no more than `quantize: true`."""
+AI_TOOLKIT_TIMESTEPS: Final = MappingProxyType({"sigmoid": "sigmoid", "uniform": "linear"})
 KOHYA_OPTIMISERS: Final = MappingProxyType(
     {
         "adamw": "AdamW",

@@ -29,7 +29,7 @@ _FINAL: Final = "proj_out"
 
 
 def require_hardware(model: ModelParams, device: torch.device) -> None:
-    """Accept a machine that can run the base model as `model` says.
+    """Raise HardwareError unless this machine can run the base model as `model` says.
 
     Raises:
         HardwareError: a package is missing, or a GPU; all that is missing is named.

@@ -108,7 +108,7 @@ def _words(numbers: Mapping[str, float], mode: str) -> str:
         return words
     words = f"{words} · share {100.0 * numbers['share']:.1f} %"
     in_noise = mode == "only" and numbers["only_in_noise"] == 1.0
-    return f"{words} · in the noise" if in_noise else words
+    return f"{words} · within rounding" if in_noise else words
 
 
 def _own_words(pair: RenderedPair, variant: str) -> str:

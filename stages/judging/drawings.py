@@ -16,8 +16,7 @@ import numpy as np
 import PIL.Image
 
 from stages.judging.scoring import Image
-from stages.runtime.files import sha256_file
-from stages.training.state import write_whole
+from stages.runtime.files import sha256_file, write_whole
 
 _FOLDER: Final = "judged"
 _NAME: Final = re.compile(r"(.+)-(\d+)-([0-9a-f]{64})\.png")

@@ -33,6 +33,7 @@ import torch
 
 from stages.lens.attribution import Effect, Line
 from stages.lens.questions import Velocity
+from stages.lens.selection import for_their_prices
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _DECIMALS: Final = 3
@@ -77,7 +78,8 @@ def refit_strengths(products: Array, kept: npt.NDArray[np.bool_], ridge: float) 
     """Return the strengths [blocks] of the blocks `kept` that lose least; 0 for the others.
 
     They minimise L(w) + ridge * mean_b <u_b, u_b> * sum over kept of (1 - w_b)^2, rounded to
-    thousandths so that the last bits of a sum decide nothing.
+    thousandths so that the last bits of a sum decide nothing. A block that is kept keeps a
+    strength: one that would be 0.000 is 0.001, so that the set is the one in the file.
 
     Args:
         products: <u_b, u_c> [blocks, blocks].
@@ -87,7 +89,8 @@ def refit_strengths(products: Array, kept: npt.NDArray[np.bool_], ridge: float) 
     strengths = np.zeros(len(kept))
     inside = products[np.ix_(kept, kept)] + _penalty(products, ridge) * np.eye(int(kept.sum()))
     pulled = products[np.ix_(kept, ~kept)].sum(axis=1)
-    strengths[kept] = np.round(1.0 + np.linalg.solve(inside, pulled), _DECIMALS)
+    fitted = np.round(1.0 + np.linalg.solve(inside, pulled), _DECIMALS)
+    strengths[kept] = np.where(fitted == 0.0, 10.0**-_DECIMALS, fitted)
     return strengths
 
 
@@ -108,7 +111,7 @@ def removal_order(products: Array, prices: Array, ridge: float | None) -> tuple[
     while kept.any():
         places = np.flatnonzero(kept).tolist()
         losses = np.array([_loss(products, _without(kept, place), ridge) for place in places])
-        added = (losses - reached) / prices[places]
+        added = for_their_prices(losses - reached, prices[places])
         best = len(places) - 1 - int(np.argmin(added[::-1]))
         kept[places[best]], reached = False, losses[best]
         order.append(places[best])

@@ -6,8 +6,9 @@ prompts and whole seeds (see statistics.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from math import comb
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -66,12 +67,8 @@ def split_half_tau(values: Array) -> float:
     count = values.shape[axis]
     if count < 2:
         return float("nan")
-    splits = list(combinations(range(count), count // 2))
-    # {a, b} against {c, d} is {c, d} against {a, b}.
-    splits = splits[: len(splits) // 2] if count % 2 == 0 else splits
-    chosen = splits[:: -(-len(splits) // _MOST_SPLITS)]
     taus = []
-    for half in chosen:
+    for half in _halves(count):
         rest = [place for place in range(count) if place not in half]
         first, second = (np.take(values, part, axis).mean(axis=(0, 1)) for part in (half, rest))
         taus.append(rank_tau(first, second))
@@ -104,6 +101,35 @@ def friedman_p(values: Array) -> float:
     if (judged == judged[:, :1]).all():  # all tied: no difference (scipy divides by zero)
         return 1.0
     return float(friedmanchisquare(*judged.T).pvalue)
+
+
+def _halves(count: int) -> Iterator[tuple[int, ...]]:
+    """Yield at most 200 halves of `count` >= 2 things, evenly spaced among all there are.
+
+    All are never held: there are 6e16 of 60. Those of an even count are the first half of them
+    in lexicographic order, since {a, b} against {c, d} is {c, d} against {a, b}.
+    """
+    size = count // 2
+    splits = comb(count, size) // (1 if count % 2 else 2)
+    for place in range(0, splits, -(-splits // _MOST_SPLITS)):
+        yield _combination(place, count, size)
+
+
+def _combination(place: int, count: int, size: int) -> tuple[int, ...]:
+    """Return the combination of `size` of `count` that is at `place` in lexicographic order.
+
+    The combinatorial number system (D. Knuth, The Art of Computer Programming 4A, 7.2.1.3).
+    """
+    chosen: list[int] = []
+    for element in range(count):
+        if len(chosen) == size:
+            break
+        beginning_so = comb(count - element - 1, size - len(chosen) - 1)
+        if place < beginning_so:
+            chosen.append(element)
+        else:
+            place -= beginning_so
+    return tuple(chosen)
 
 
 def _ranks(means: Array, tied: Flags) -> Array:

@@ -25,6 +25,16 @@ def largest_first(values: Sequence[float]) -> tuple[int, ...]:
     return tuple(sorted(range(len(values)), key=lambda block: -values[block]))
 
 
+def for_their_prices(gains: npt.ArrayLike, prices: Prices) -> npt.NDArray[np.float64]:
+    """Return gains over prices [blocks], and gains below 0 times prices.
+
+    What gains is the better the less it costs, what harms the worse the more it costs: over its
+    price, harm would look smallest in the dearest block.
+    """
+    values = np.asarray(gains, dtype=np.float64)
+    return np.where(values < 0.0, values * prices, values / prices)
+
+
 def blocks_for(values: Sequence[float], amount: float) -> int:
     """Return how many of the largest values it takes to add up to `amount`; all if they do not."""
     total = 0.0
@@ -59,7 +69,7 @@ def greedy_steps(
         sets = np.repeat(taken[None], len(tried), axis=0)
         sets[np.arange(len(tried)), tried] = True
         scores = score(sets)
-        best = int(np.argmax((scores - reached) / prices[tried]))
+        best = int(np.argmax(for_their_prices(scores - reached, prices[tried])))
         taken, reached = sets[best], float(scores[best])
         yield waiting.pop(best)
 
@@ -72,7 +82,7 @@ def shrinking_steps(measure: MeasureShares, prices: Prices) -> Iterator[int]:
     """
     kept = np.ones(len(prices), dtype=np.bool_)
     while kept.any():
-        values = np.where(kept, measure(kept) / prices, np.inf)
+        values = np.where(kept, for_their_prices(measure(kept), prices), np.inf)
         dropped = len(prices) - 1 - int(np.argmin(values[::-1]))
         kept[dropped] = False
         yield dropped

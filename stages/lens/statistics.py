@@ -3,7 +3,9 @@
 Prompts and seeds are crossed: every seed is the same starting noise under every prompt, so
 neither the pictures of one prompt nor those of one seed are independent. The bootstrap therefore
 draws whole prompts and whole seeds (the pigeonhole bootstrap of Owen, 2007, "The pigeonhole
-bootstrap", Annals of Applied Statistics 1(2), arXiv 0712.1111), which errs on the wide side.
+bootstrap", Annals of Applied Statistics 1(2), arXiv 0712.1111). It errs on the wide side where both
+are many; from two or three prompts its intervals are too narrow: docs/method.md has how often they
+miss.
 """
 
 from __future__ import annotations

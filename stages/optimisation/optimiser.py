@@ -32,7 +32,7 @@ class _TwoPoints(Protocol):
 
 
 def require_optimiser(name: str, device: torch.device) -> None:
-    """Accept a machine on whose `device` the optimiser `name` can run.
+    """Raise HardwareError unless the optimiser `name` can run on `device` of this machine.
 
     Raises:
         HardwareError: a package is missing, or a GPU; all that is missing is named.

@@ -13,7 +13,7 @@ from typing import Final
 
 from stages.contracts.params import Params
 from stages.reporting.evidence import BlockResult, Evidence, Metrics
-from stages.reporting.words import count, file_size, interval, percent
+from stages.reporting.words import count, file_size, in_words, interval, percent
 
 LEADERS: Final = 5
 """So many blocks are named on the first screen."""
@@ -107,8 +107,8 @@ def _certainty(
         first = f"{names[0]} is first: no other block's {percent(confidence, 0)} interval reaches"
         first += " its own."
     else:
-        first = f"Which is first is open among {open_first}: their {percent(confidence, 0)}"
-        first += " intervals overlap."
+        first = f"{in_words(open_first).capitalize()} blocks could be first: their"
+        first += f" {percent(confidence, 0)} intervals overlap."
     firm = sum(place.worst <= leaders for place in places[:leaders])
     rivals = [
         name
@@ -116,13 +116,15 @@ def _certainty(
         if place.best <= leaders
     ]
     if not rivals:
-        return [first, f"These {leaders} are the first {leaders}: no other interval reaches them."]
+        return [first, f"These {leaders} are the top {leaders}: no other interval reaches them."]
+    sure = {0: f"None of these {leaders} is", 1: f"Only 1 of these {leaders} is"}
+    certain = sure.get(firm, f"Only {firm} of these {leaders} are")
     more = len(rivals) - _RIVALS_NAMED
     named = ", ".join(rivals[:_RIVALS_NAMED]) + (f" and {more} more" if more > 0 else "")
     return [
         first,
-        f"{firm} of the {leaders} cannot leave the first {leaders}; "
-        f"the others could change places with {named}.",
+        f"{certain} certain to be in the top {leaders}; "
+        f"{'the others' if firm else 'they'} could change places with {named}.",
     ]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.reporting.block_map import describe_block, share_is_uncertain
+from stages.reporting.certainty import Places, possible_places
 from stages.reporting.evidence import BlockResult, Evidence
 from stages.reporting.pairs import DEVELOP, Pair, read_pairs
 from stages.reporting.pictures import map_thumbnail, thumbnail
@@ -63,10 +64,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class Card:
-    """A block in the gallery."""
+    """A block in the gallery; `places` are the ranks that the intervals of the shares allow."""
 
     result: BlockResult
     rank: int
+    places: Places
     sentence: str
     uncertain: bool
     shots: Sequence[Shot]
@@ -101,11 +103,14 @@ def hang_gallery(
         Card(
             result=result,
             rank=rank,
-            sentence=describe_block(result, confidence),
+            places=places,
+            sentence=f"{describe_block(result, confidence)}, rank {places}",
             uncertain=share_is_uncertain(result),
             shots=[shot for made in taken for shot in made[str(result.block)]],
         )
-        for rank, result in enumerate(evidence.ranked, start=1)
+        for rank, (result, places) in enumerate(
+            zip(evidence.ranked, possible_places(evidence.ranked), strict=True), start=1
+        )
     ]
     modes = [mode for mode in MODES if any(s.mode == mode for card in cards for s in card.shots)]
     return Gallery(cards, pairs[: len(taken)], len(pairs), modes)

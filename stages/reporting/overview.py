@@ -26,6 +26,8 @@ from stages.reporting.words import (
 ROOM_CHARACTERS: Final = 4_000_000
 """Data URIs of the comparisons; see BUDGET_CHARACTERS of the gallery."""
 
+_MUCH_BLEED: Final = 0.25
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -129,7 +131,7 @@ def _facts(evidence: Evidence) -> list[Fact]:
         Fact(
             percent(slim["recovery"], 0),
             "of the effect recovered by the slim file on held-out prompts, "
-            f"lower bound {percent(slim['recovery_low'], 0)}",
+            f"its interval from {percent(slim['recovery_low'], 0)}",
         ),
     ]
 
@@ -152,7 +154,7 @@ def _findings(evidence: Evidence, params: Params) -> list[Finding]:
             tau = evidence.metrics[stage]["split_half_tau"]
             findings.append(_stability(of_what, tau))
     if "noise_floor_mse" in measured:
-        findings.append(_noise_floor(evidence, measured["noise_floor_mse"]))
+        findings.append(_repeat_floor(evidence, measured["noise_floor_mse"]))
     if "bleed" in measured:
         findings.append(_bleed(evidence, measured["bleed"]))
     return findings
@@ -168,7 +170,8 @@ def _sample_size(evidence: Evidence, params: Params) -> Finding:
     else:
         meaning = (
             f"pictures of each block alone; shares are from {asked} × {len(noise)}. "
-            f"Intervals cover {coverage}, by resampling prompts, then seeds."
+            f"Intervals are {coverage} ones, by resampling prompts and seeds; from few prompts "
+            "they are too narrow."
         )
         if prompts * seeds < 8:
             meaning += " Few pictures: read neighbours in their ranking as equal."
@@ -205,17 +208,20 @@ def _stability(of_what: str, tau: float) -> Finding:
     return Finding(f"Stability of {of_what}", decimal(tau), meaning, tau < 0.4)
 
 
-def _noise_floor(evidence: Evidence, floor: float) -> Finding:
+def _repeat_floor(evidence: Evidence, floor: float) -> Finding:
     below = sum(result.number("only_in_noise") == 1.0 for result in evidence.present)
-    meaning = (
-        "is the MSE between two runs of the same picture; "
-        f"{count(below, 'block')} of {len(evidence.present)} may change no more than that: a tie."
-    )
-    return Finding("Noise floor", error(floor), meaning, below > 0)
+    blocks = f"{count(below, 'block')} cannot be told from rounding" if below else ""
+    tie = "; they share a rank." if below > 1 else "."
+    meaning = "is the MSE of a picture drawn again in another batch. "
+    meaning += f"{blocks}{tie}" if below else "No block is within rounding."
+    return Finding("Repeat floor", error(floor), meaning, below > 0)
 
 
 def _bleed(evidence: Evidence, bleed: float) -> Finding:
-    meaning = "of the effect also happens in prompts without the trigger word."
+    bleeds = bleed > _MUCH_BLEED
+    verdict = ": this LoRA bleeds" if bleeds else f"; up to {decimal(_MUCH_BLEED)} counts as little"
+    times = f"{decimal(bleed)} times as much as with it (MSE)"
+    meaning = f"Without the trigger word pictures change {times}{verdict}."
     stopped = {
         str(result.block): value
         for result in evidence.present
@@ -223,11 +229,12 @@ def _bleed(evidence: Evidence, bleed: float) -> Finding:
     }
     if stopped:
         block = max(stopped, key=stopped.__getitem__)
-        meaning += f" Without {block} alone {percent(stopped[block], 0)} of that would be gone."
+        meaning += f" Switching {block} off removes {percent(stopped[block], 0)} of that change."
     elif beyond := _shares_beyond(evidence):
         most, there, here = max(beyond, key=lambda one: one[1] - one[2])
-        meaning += f" {most} has {percent(there)} of that, and {percent(here)} with the word."
-    return Finding("Bleed", percent(bleed, 0), meaning, bleed > 0.25)
+        meaning += f" {most} has {percent(there)} of the change without the word,"
+        meaning += f" {percent(here)} with it."
+    return Finding("Bleed", percent(bleed, 0), meaning, bleeds)
 
 
 def _shares_beyond(evidence: Evidence) -> list[tuple[BlockId, float, float]]:

@@ -17,6 +17,7 @@ from stages.reporting.palette import DARK, LIGHT
 from stages.reporting.provenance import trace_provenance
 from stages.reporting.ranking import rank_blocks
 from stages.reporting.slimming import tell_slimming
+from stages.reporting.snippet import diffusers_snippet
 from stages.reporting.templating import FONTS, asset_text, font_uri, render, script_hash
 from stages.reporting.training import tell_training
 from stages.reporting.words import interval
@@ -64,6 +65,7 @@ def write_page(evidence: Evidence, params: Params, look: HeatmapLook) -> Page:
         ramp=_ramp_tables(look),
         ranking=rank_blocks(evidence),
         interval=interval,
+        snippet=diffusers_snippet(evidence.weights, params),
         slimming=tell_slimming(evidence, params.slim, params.prompts.held_out, longest_px),
         training=tell_training(evidence, params.encode.sample_prompts, longest_px),
         dataset=show_dataset(evidence, longest_px),

@@ -60,6 +60,12 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def in_words(number: int) -> str:
+    """Return `two` to `nine` as a word and any other number in figures."""
+    words = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return words[number - 2] if 2 <= number <= 9 else f"{number:,}"
+
+
 def agreement(tau: float) -> str:
     """Return in one word how well two rankings agree (Kendall's tau-b)."""
     if tau >= _STRONG_TAU:

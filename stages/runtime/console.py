@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -20,8 +21,9 @@ from pathlib import Path
 import stages
 from stages.contracts.errors import BlocklensError, ParamsError
 from stages.contracts.params import Params, load_params
+from stages.runtime.environment import require_numbers
 from stages.runtime.machine import machine_problems
-from stages.runtime.turns import own_turn
+from stages.runtime.state_folder import own_turn
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _log = logging.getLogger("blocklens")
@@ -81,6 +83,7 @@ def run_stage(
     arguments = vars(parser.parse_args())
     prepare_process()
     try:
+        require_numbers()
         params = _load(arguments.pop("params"), explain)
         _warn_of_what_is_to_come(params, sections)
         with own_turn(name):
@@ -149,12 +152,13 @@ def prepare_process() -> None:
     for client in ("httpx", "httpx2"):
         logging.getLogger(client).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
+    # What was imported stays: else the collector goes through it again and again, and at the end.
+    gc.freeze()
     if sys.platform == "linux":
         # Without it, kill -9 of dvc leaves the stage, and the GPU, running.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if (
-            os.getppid() != stages.STARTED_BY
-        ):  # it died while our libraries were imported, for seconds
+        # It may have died while our libraries were imported, which takes seconds.
+        if os.getppid() != stages.STARTED_BY:
             sys.exit(128 + signal.SIGTERM)
 
 

@@ -1,10 +1,11 @@
-"""Files whose bytes depend on their content alone: JSON and hashes. Needs no torch."""
+"""Files whose bytes depend on their content alone, whole or not there. Needs no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,26 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as UTF-8 JSON with sorted keys, floats as short as they round-trip."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file, and put it at `path` only when it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    settle(partial, path)
+
+
+def settle(partial: Path, path: Path) -> None:
+    """Move a written file to its place once it is on the disk, and make the move last."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def rounded(value: float, digits: int = 6) -> float:

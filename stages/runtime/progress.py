@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +27,12 @@ def track(
 ) -> Iterator[Item]:
     """Yield `items` while showing how many of `total` are done and how long is left.
 
-    `detail` says after an item what else is to be seen; nothing by default.
+    `detail` says after an item what else is to be seen; nothing by default. Of several processes
+    that a launcher started, the first one shows it.
     """
+    if os.environ.get("RANK", "0") != "0":
+        yield from items
+        return
     if sys.stderr.isatty():
         bar = tqdm(items, total=total, desc=what, dynamic_ncols=True, disable=False)
         for item in bar:

@@ -51,7 +51,7 @@ class PlannedPicture:
 
 @dataclass(frozen=True)
 class Series:
-    """Pictures that share batches; with a seed the model wears noise in place of the adapter."""
+    """Pictures that share batches; with a seed the model has noise in place of the adapter."""
 
     pictures: tuple[PlannedPicture, ...]
     noise_seed: int | None = None
@@ -121,7 +121,7 @@ def _series(
 def _bands(
     params: RenderParams, blocks: Sequence[BlockId], model_blocks: Sequence[BlockId]
 ) -> tuple[list[Variant], list[Variant]]:
-    """Return the variants of groups and of subsets; such without a block of the adapter are not.
+    """Return the variants of groups and subsets, leaving out those without a block of the adapter.
 
     A band that is not present has no picture, since one like `none` would say "no effect".
     """

@@ -56,7 +56,7 @@ def make_probes(
     """Return one probe per picture and noise level; the noise level varies fastest.
 
     Args:
-        crew: whose model wears the adapter; the pictures are made with all gates at 1.
+        crew: whose model has the adapter; the pictures are made with all gates at 1.
         blocks: of the adapter.
         pictures: names of prompts, each with a seed.
         sigmas: noise levels in (0, 1).
@@ -96,7 +96,7 @@ def answer(
 ) -> torch.Tensor:
     """Return the answer to a question about the velocity at a few probes."""
     probes, question = asked
-    return question(probe_velocity(session.dressed(AS_TRAINED), probes))
+    return question(probe_velocity(session.generator_for(AS_TRAINED), probes))
 
 
 def probe_velocity(generator: Generator, probes: Probes) -> GatedVelocity:

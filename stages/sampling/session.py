@@ -29,9 +29,9 @@ from stages.families.weights import WeightFile, ensure_weights, read_manifest
 from stages.runtime.crew import Crew, Setting, ordered
 from stages.runtime.device import configure_torch, cpu_threads, device_type
 from stages.runtime.files import sha256_file
+from stages.sampling.adapted_generator import adapted, load_generator
 from stages.sampling.generation import Generator, Job, generate, generate_latents
 from stages.sampling.prompts import NamedPrompt
-from stages.sampling.wardrobe import load_generator, worn
 
 Picture = npt.NDArray[np.uint8]
 
@@ -58,8 +58,8 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Outfit:
-    """What the model wears: the scene's adapter, or what is made of it.
+class AdapterVersion:
+    """The scene's adapter, or what is made of it.
 
     Noise of its size with `noise_seed`; the blocks of `strengths` alone, at those; no layer above
     `rank`.
@@ -77,32 +77,32 @@ class Outfit:
         return made if self.rank is None else at_rank(made, self.rank)[0]
 
 
-AS_TRAINED: Final = Outfit()
+AS_TRAINED: Final = AdapterVersion()
 
 
 @dataclass
 class Session:
-    """A loaded model and what it wears."""
+    """A loaded model, and which version of the adapter it has."""
 
     bare: Generator
     source: Adapter
     scene: Scene
-    wearing: ExitStack
-    worn: tuple[Outfit, Generator] | None = None
+    attached: ExitStack
+    current: tuple[AdapterVersion, Generator] | None = None
 
-    def dressed(self, outfit: Outfit) -> Generator:
-        """Return the generator in this outfit, with a gate for each of its blocks.
+    def generator_for(self, version: AdapterVersion) -> Generator:
+        """Return the generator with this version attached, with a gate for each of its blocks.
 
         Raises:
             AdapterError: the adapter does not fit the base model.
         """
-        if self.worn is None or self.worn[0] != outfit:
-            self.worn = None
-            self.wearing.close()
-            scene, adapter = self.scene, outfit.of(self.source)
-            put_on = worn(self.bare, adapter, scene.sampling, compiled=scene.compiled)
-            self.worn = outfit, self.wearing.enter_context(put_on)
-        return self.worn[1]
+        if self.current is None or self.current[0] != version:
+            self.current = None
+            self.attached.close()
+            scene, adapter = self.scene, version.of(self.source)
+            opened = adapted(self.bare, adapter, scene.sampling, compiled=scene.compiled)
+            self.current = version, self.attached.enter_context(opened)
+        return self.current[1]
 
 
 def set_scene(
@@ -149,8 +149,8 @@ def open_session(scene: Scene) -> Iterator[Session]:
     bare = load_generator(scene.folder, scene.prompts, scene.model, scene.sampling)
     if scene.checkpointed:
         checkpoint_blocks(bare.transformer)
-    with ExitStack() as wearing:
-        yield Session(bare, read_adapter(scene.adapter), scene, wearing)
+    with ExitStack() as attached:
+        yield Session(bare, read_adapter(scene.adapter), scene, attached)
     del bare
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -177,10 +177,10 @@ def scene_problems(scene: Scene) -> list[Problem]:
     return problems
 
 
-def draw(session: Session, dressed_jobs: tuple[Outfit, Sequence[Job]]) -> list[Picture]:
-    """Return the RGB pictures uint8 [H, W, 3] of a batch of jobs in one outfit."""
-    outfit, jobs = dressed_jobs
-    made = generate(session.dressed(outfit), jobs, session.scene.sampling)
+def draw(session: Session, versioned_jobs: tuple[AdapterVersion, Sequence[Job]]) -> list[Picture]:
+    """Return the RGB pictures uint8 [H, W, 3] of jobs with one version of the adapter."""
+    version, jobs = versioned_jobs
+    made = generate(session.generator_for(version), jobs, session.scene.sampling)
     return [picture for _, picture in made]
 
 
@@ -190,15 +190,15 @@ def finish_latents(
     """Return the finished tokens [jobs, N, 4C] of a batch of that size, padded where it is less."""
     size, jobs = sized_jobs
     sampling = session.scene.sampling.model_copy(update={"batch": size})
-    latents = generate_latents(session.dressed(AS_TRAINED), jobs, sampling)
+    latents = generate_latents(session.generator_for(AS_TRAINED), jobs, sampling)
     finished: npt.NDArray[np.float32] = latents.float().cpu().numpy()
     return finished
 
 
 def draw_all(
-    crew: Crew[Session], outfit: Outfit, jobs: Sequence[Job], batch: int
+    crew: Crew[Session], version: AdapterVersion, jobs: Sequence[Job], batch: int
 ) -> Iterator[Picture]:
     """Yield the RGB picture uint8 [H, W, 3] of each job, `batch` at a time, in their order."""
-    batches = ((outfit, jobs[start : start + batch]) for start in range(0, len(jobs), batch))
+    batches = ((version, jobs[start : start + batch]) for start in range(0, len(jobs), batch))
     for pictures in ordered(crew, draw, batches):
         yield from pictures

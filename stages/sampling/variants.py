@@ -2,7 +2,7 @@
 
 none                  no block: the base model
 full                  all blocks: the LoRA as trained
-repeat                all blocks once more, in a batch of other pictures: the noise floor
+repeat                all blocks once more, in a batch of other pictures: the repeat floor
 only:<block>          that block alone
 without:<block>       all blocks but that one
 random:<block>        that block alone, with noise of the same norm in place of its weights

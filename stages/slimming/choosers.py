@@ -29,7 +29,12 @@ from stages.contracts.blocks import BlockId
 from stages.contracts.errors import Problem, TableError
 from stages.lens.attribution import Effect, block_shares, score_sets
 from stages.lens.interaction import Array, removal_order
-from stages.lens.selection import greedy_steps, largest_first, shrinking_steps
+from stages.lens.selection import (
+    for_their_prices,
+    greedy_steps,
+    largest_first,
+    shrinking_steps,
+)
 from stages.runtime.progress import track
 
 COLUMNS: Final = {
@@ -123,7 +128,7 @@ def order_blocks(choosing: Choosing, measured: Measured, sizes: Sequence[int]) -
         return tuple(reversed([*track(dropping, len(prices), "slim: choose")]))
     if measured.scores is None:
         raise ValueError(f"the chooser {choosing.chooser} needs a score per block")
-    start = largest_first((np.asarray(measured.scores) / prices).tolist())
+    start = largest_first(for_their_prices(measured.scores, prices).tolist())
     if choosing.chooser != "greedy":
         return start
     score = partial(score_sets, effect, batch=choosing.batch)

@@ -19,20 +19,29 @@ _LAYERS: Final[dict[Stack, str]] = {
     "double": "transformer.transformer_blocks.",
     "single": "transformer.single_transformer_blocks.",
 }
+_BASE_TOO: Final = "# base is kept, too, and has no name here: its layers are not among these.\n"
+_BASE_ALONE: Final = (
+    "# Only base is kept, and it has no name here. An empty list would mean every block, so there\n"
+    "# is none: these blocks cannot be trained again.\n"
+)
 
 
 def retraining_files(blocks: Sequence[BlockId], strengths: Array) -> dict[str, str]:
     """Return file names and texts: settings for three trainers, and the vector for ComfyUI.
+
+    No trainer's settings name `base`: where it is kept, they say so in a comment.
 
     Args:
         blocks: those of the full file, in model order.
         strengths: of each [blocks], 0 for those left out.
     """
     kept = [block for block, strength in zip(blocks, strengths, strict=True) if strength != 0.0]
+    named = [block for block in kept if block != BASE]
+    note = _BASE_TOO if BASE in kept else ""
     return {
-        "params.yaml": _ours(kept),
-        "ai-toolkit.yaml": _ai_toolkit(kept),
-        "kohya.txt": _kohya(kept),
+        "params.yaml": note + _ours(named) if named else _BASE_ALONE,
+        "ai-toolkit.yaml": note + _ai_toolkit(named) if named else _BASE_ALONE,
+        "kohya.txt": note + _kohya(named),
         "inspire.txt": inspire_vector(blocks, strengths),
     }
 
@@ -67,7 +76,7 @@ def _ours(kept: Sequence[BlockId]) -> str:
 
 def _ai_toolkit(kept: Sequence[BlockId]) -> str:
     """Return the network section; the last dot keeps block 1 from meaning 10 to 19, too."""
-    parts = [f"{_LAYERS[block.stack]}{block.index}." for block in kept if block != BASE]
+    parts = [f"{_LAYERS[block.stack]}{block.index}." for block in kept]
     lines = "".join(f"      - {json.dumps(part)}\n" for part in parts)
     return f"network:\n  type: lora\n  network_kwargs:\n    only_if_contains:\n{lines}"
 

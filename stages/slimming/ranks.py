@@ -11,8 +11,8 @@ import pandas as pd
 from stages.adapters.module import Adapter
 from stages.adapters.reranking import at_rank
 from stages.lens.rankings import Resampling
-from stages.sampling.session import Outfit
-from stages.slimming.trial import Studio, Trial, Verdict
+from stages.sampling.session import AdapterVersion
+from stages.slimming.trial import Renderer, Trial, Verdict
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Reranked:
 
 
 def rerank(
-    studio: Studio,
-    sets: Sequence[tuple[Adapter, Outfit]],
+    renderer: Renderer,
+    sets: Sequence[tuple[Adapter, AdapterVersion]],
     ranks: Sequence[int],
     trial: Trial,
     resampling: Resampling,
@@ -38,18 +38,18 @@ def rerank(
     """Yield each of `sets` at each of `ranks`, judged by pictures of the trial's shots.
 
     Args:
-        studio: wears the adapter that the sets are made of.
-        sets: adapters of some blocks, at their strengths, and as what the model wears them.
+        renderer: has the adapter that the sets are made of.
+        sets: adapters of some blocks, at their strengths, and as versions of that adapter.
         ranks: below the adapters' own.
         trial: the shots, with their pictures without and with the whole LoRA.
         resampling: of the verdict's lower bound.
     """
-    for adapter, outfit in sets:
+    for adapter, version in sets:
         for rank in ranks:
             small, error = at_rank(adapter, rank)
             blocks = len(small.blocks)
-            wearing = replace(studio, blocks=blocks, outfit=replace(outfit, rank=rank))
-            (recoveries,) = wearing.measure(trial, [np.ones(blocks)])
+            changed = replace(renderer, blocks=blocks, version=replace(version, rank=rank))
+            (recoveries,) = changed.measure(trial, [np.ones(blocks)])
             yield Reranked(rank, small, error, trial.judge(recoveries, resampling))
 
 

@@ -25,7 +25,7 @@ from stages.runtime.crew import Crew
 from stages.runtime.progress import track
 from stages.sampling.generation import Job
 from stages.sampling.prompts import NamedPrompt
-from stages.sampling.session import AS_TRAINED, Outfit, Session, draw_all
+from stages.sampling.session import AS_TRAINED, AdapterVersion, Session, draw_all
 
 Measure: TypeAlias = Callable[[Sequence[int]], list[list[float]]]
 """From sizes to the recoveries of each on a trial's shots."""
@@ -52,13 +52,13 @@ class Shots:
 
 
 @dataclass(frozen=True)
-class Studio:
-    """Who makes pictures with any strengths of the `blocks` of what the model wears."""
+class Renderer:
+    """Who makes pictures with any strengths of the `blocks` of a version of the adapter."""
 
     crew: Crew[Session]
     blocks: int
     sampling: SamplingParams
-    outfit: Outfit = AS_TRAINED
+    version: AdapterVersion = AS_TRAINED
 
     def draw(
         self, shots: Sequence[tuple[str, int]], strengths: Sequence[npt.ArrayLike]
@@ -74,7 +74,7 @@ class Studio:
             for one in strengths
             for (prompt, seed), row in zip(shots, _per_shot(one, len(shots)), strict=True)
         ]
-        made = draw_all(self.crew, self.outfit, jobs, self.sampling.batch)
+        made = draw_all(self.crew, self.version, jobs, self.sampling.batch)
         pictures = [*track(made, len(jobs), "slim: pictures")]
         return [pictures[start : start + len(shots)] for start in range(0, len(jobs), len(shots))]
 
@@ -120,14 +120,14 @@ class Trial:
         return Verdict(float(crossed.mean()), low)
 
 
-def draw_references(studio: Studio, groups: Sequence[Shots], adapter: Path) -> list[Trial]:
+def draw_references(renderer: Renderer, groups: Sequence[Shots], adapter: Path) -> list[Trial]:
     """Return each group of shots with its pictures of `none` and `full`.
 
     Raises:
         AdapterError: the LoRA does not change a picture.
     """
     shots = [shot for group in groups for shot in group]
-    none, full = studio.draw(shots, [np.zeros(studio.blocks), np.ones(studio.blocks)])
+    none, full = renderer.draw(shots, [np.zeros(renderer.blocks), np.ones(renderer.blocks)])
     problems = [
         Problem(
             f"prompt {prompt}, seed {seed}",

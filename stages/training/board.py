@@ -44,7 +44,7 @@ _TAGS: Final = {
 
 
 def require_board() -> None:
-    """Accept a machine that can write what BLOCKLENS_TENSORBOARD asks for, if it asks.
+    """Raise HardwareError unless this machine can write what BLOCKLENS_TENSORBOARD asks for.
 
     Raises:
         HardwareError: the package tensorboard is missing, or the folder is a file.

@@ -10,9 +10,10 @@ from typing import Final
 
 from stages.contracts.tables import HISTORY, write_table
 from stages.runtime.device import resident_bytes
+from stages.runtime.files import write_whole
 from stages.training.board import Board, open_board
 from stages.training.history import history_table
-from stages.training.state import Journal, write_whole
+from stages.training.state import Journal
 
 HISTORY_NAME: Final = "history.csv"
 _log = logging.getLogger(__name__)

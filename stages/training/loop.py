@@ -29,13 +29,13 @@ from stages.optimisation.optimiser import evaluation_weights
 from stages.optimisation.phases import phase_of, phases_of
 from stages.optimisation.schedule import total_steps
 from stages.runtime.device import resident_bytes
-from stages.runtime.files import sha256_file
+from stages.runtime.files import sha256_file, write_whole
 from stages.runtime.progress import in_gigabytes, track
 from stages.training.distribution import agreed, leader_first, world
 from stages.training.interruption import held_interruption
 from stages.training.live import live_view
 from stages.training.memory import LOADING, explained_memory
-from stages.training.state import Journal, Row, load_newest, save_state, write_whole
+from stages.training.state import Journal, Row, load_newest, save_state
 from stages.training.step import take_step
 from stages.training.trainee import (
     Trainee,

@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from stages.contracts.params import ModelParams, TrainParams
@@ -91,7 +92,7 @@ def adapter_metadata(
         "blocklens.phase": str(phase.number),
         "blocklens.seed": str(params.seed),
         "blocklens.step": str(step),
-        "blocklens.train": json.dumps(params.model_dump(), sort_keys=True),
+        "blocklens.train": json.dumps(_without_path(params).model_dump(), sort_keys=True),
     }
     if trigger:
         fields["modelspec.trigger_phrase"] = trigger
@@ -105,6 +106,18 @@ def architecture_name(architecture: Architecture) -> str:
     if blocks == _FLEX_BLOCKS:
         return "flex-1-alpha"
     return "flux-1-dev" if architecture.guidance else "flux-1-schnell"
+
+
+def _without_path(params: TrainParams) -> TrainParams:
+    """Return the params with the name alone of a training adapter of this machine.
+
+    Its SHA-256, which such a file is pinned by, says which it was.
+    """
+    helper = params.training_adapter
+    if helper is None or helper.repository is not None:
+        return params
+    named = helper.model_copy(update={"file": PurePath(helper.file).name})
+    return params.model_copy(update={"training_adapter": named})
 
 
 def _description(origin: Origin, rank: int, step: int, steps: int) -> str:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,7 @@ from typing import Any, Final
 import safetensors
 import torch
 
-from stages.runtime.files import sha256_file
+from stages.runtime.files import settle, sha256_file
 from stages.runtime.tensors import write_safetensors
 
 KEPT_STATES: Final = 2
@@ -86,7 +85,7 @@ def save_state(folder: Path, journal: Journal, contents: Contents) -> None:
     fields = {_FIELD: json.dumps(asdict(journal)), _VALUES: json.dumps(contents.values)}
     write_safetensors(partial, contents.tensors, fields)
     name = f"state-{journal.step:08d}-{sha256_file(partial)}.safetensors"
-    _settle(partial, folder / name)
+    settle(partial, folder / name)
     for _, path in _states(folder)[KEPT_STATES:]:
         path.unlink()
 
@@ -104,14 +103,6 @@ def load_newest(folder: Path) -> State | None:
         _log.warning("%s is damaged or incomplete; looking for one before step %d", path, step)
         path.unlink()
     return None
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a file, and put it at `path` only when it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    _settle(partial, path)
 
 
 def clear_state(folder: Path) -> None:
@@ -144,15 +135,3 @@ def _load(folder: Path, path: Path) -> State | None:
 
 def _matches(path: Path, digest: str) -> bool:
     return path.is_file() and sha256_file(path) == digest
-
-
-def _settle(partial: Path, path: Path) -> None:
-    """Move a written file to its place once it is on the disk, and make the move last."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

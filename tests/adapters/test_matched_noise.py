@@ -45,3 +45,10 @@ def test_a_block_without_effect_has_noise_without_effect() -> None:
     pair = LoraPair(torch.ones(2, 6), torch.zeros(4, 2), 2.0)
     noise = matched_noise(Adapter({"proj_out": pair}, {}), seed=1)
     assert delta_norm(noise.modules["proj_out"]) == 0.0
+
+
+def test_a_module_without_an_effect_stays_without() -> None:
+    """An alpha of 0 switches a module off: there is no size to draw noise of."""
+    off = LoraPair(torch.ones(2, 6), torch.ones(4, 2), 0.0)
+    (pair,) = matched_noise(Adapter({"proj_out": off}, {}), seed=1).modules.values()
+    assert delta_norm(pair) == 0.0

@@ -14,7 +14,7 @@ from stages.captioning.rules import (
     read_caption,
     tidy,
 )
-from stages.contracts.captions import is_trigger_first, says_something, unreadable_signs
+from stages.contracts.captions import is_trigger_first, says_something, unreadable_characters
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_order_is_trigger_prefix_caption_suffix() -> None:
 
 def test_long_text_from_a_table_is_refused() -> None:
     """A whole book in one cell is no caption."""
-    with pytest.raises(CaptionRefusedError, match="16385 signs, too long"):
+    with pytest.raises(CaptionRefusedError, match="16385 characters, too long"):
         check_caption("a" * 16_385, "captions.csv:2")
     assert check_caption("a" * 16_384, "captions.csv:2")
 
@@ -145,5 +145,5 @@ def test_questions_of_the_contract() -> None:
     assert not is_trigger_first("a robot, tok", "tok")
     assert not is_trigger_first("tok, a robot, TOK", "tok")
     assert not is_trigger_first("token", "tok")
-    assert unreadable_signs("tok 👩\u200d🚀") == []
-    assert unreadable_signs("a\tb\x00\x85") == ["\x00", "\t", "\x85"]
+    assert unreadable_characters("tok 👩\u200d🚀") == []
+    assert unreadable_characters("a\tb\x00\x85") == ["\x00", "\t", "\x85"]

@@ -44,7 +44,7 @@ def test_common_words_are_refused(nano_flux: Path, trigger: str, suggestion: str
 def test_sign_that_t5_does_not_know_is_refused(nano_flux: Path, trigger: str) -> None:
     """Every unknown sign reads the same, so that the trigger could not be told from others."""
     (problem,) = trigger_problems(trigger, nano_flux)
-    assert problem.what == f"T5 lacks a sign of {trigger!r} and would read it as unknown"
+    assert problem.what == f"T5 lacks a character of {trigger!r} and would read it as unknown"
     suggestion = re.findall(r"'(.+)'", problem.remedy)[0]
     assert trigger_problems(suggestion, nano_flux) == []
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.artifacts import REPORT_URL
 from mixer.server import IN_CONTAINER
 from stages.contracts.stopping import SAVING_S
 from tests.containers.dockerfile import read_dockerfile
@@ -120,6 +121,11 @@ def test_every_variable_is_explained_with_its_default() -> None:
         else:
             assert found[name][2] == ":?", name
             assert value == "", name
+    example = (ROOT / "docker" / ".env.example").read_text(encoding="utf-8")
+    offered = re.findall(r"^# ([A-Z_]+)=", example, re.MULTILINE)
+    passed = [name for name, value in SERVICES["worker-gpu"]["environment"].items() if not value]
+    assert "CUDA_VISIBLE_DEVICES" in passed
+    assert sorted(offered) == sorted(passed)  # empty, they would say something else than absent
     ignored = subprocess.run(["git", "check-ignore", "docker/.env"], cwd=ROOT, check=False)
     assert ignored.returncode == 0
 
@@ -146,6 +152,14 @@ def test_two_of_a_kind_differ_in_image_and_gpu_alone(kind: str) -> None:
     assert cpu == gpu
     device = SERVICES[f"{kind}-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_the_worker_says_where_the_report_is_served() -> None:
+    """The link in Prefect's page is one for a browser on this machine."""
+    for values in ({}, {"REPORT_PORT": "9"}):
+        url = interpolate(SERVICES["worker-cpu"]["environment"][REPORT_URL], values)
+        (port,) = (interpolate(each, values) for each in SERVICES["report"]["ports"])
+        assert url == f"http://{port.rpartition(':')[0]}"
 
 
 def test_a_training_has_time_to_save_its_state() -> None:

@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import yaml
 
 from tests.containers.chroot import Image, attempt, can_build, enter
 from tests.containers.rootfs import Builder, layer_sizes
+from tests.small_run import stages_run
 
 ROOT = Path(__file__).parents[2]
 SECRET = "canary-of-the-test"
@@ -59,13 +61,7 @@ def image() -> Iterator[Image]:
 @pytest.fixture(scope="module")
 def container(image: Image) -> Iterator[Container]:
     """A container that has run the first stages with its own command's entry point."""
-    with tempfile.TemporaryDirectory(prefix="volumes-") as folder:
-        Path(folder).chmod(0o755)
-        started = Container(image, Path(folder) / "data", Path(folder) / "cache")
-        for volume in (started.data, started.cache):
-            volume.mkdir()
-            shutil.chown(volume, 10001, 10001)
-            volume.chmod(0o1777)
+    with empty_volumes(image) as started:
         assert attempt(image, image.healthcheck, volumes=started.volumes).returncode == 1
         (started.data / "left-behind").touch()
         refused = start(started, "true")
@@ -76,6 +72,19 @@ def container(image: Image) -> Iterator[Container]:
         for stage in ("fetch", "prepare"):
             assert f"Running stage '{stage}'" in done["said"]
         yield started
+
+
+@contextmanager
+def empty_volumes(image: Image) -> Iterator[Container]:
+    """A container that has not started yet, its volumes as Docker makes them."""
+    with tempfile.TemporaryDirectory(prefix="volumes-") as folder:
+        Path(folder).chmod(0o755)
+        made = Container(image, Path(folder) / "data", Path(folder) / "cache")
+        for volume in (made.data, made.cache):
+            volume.mkdir()
+            shutil.chown(volume, 10001, 10001)
+            volume.chmod(0o1777)
+        yield made
 
 
 def start(container: Container, command: str, **environment: str) -> dict[str, Any]:
@@ -103,6 +112,27 @@ def test_the_pipeline_runs_from_inside_and_gives_the_committed_result(
     assert {name: new[name] for name in ("fetch", "prepare")} == {
         name: old[name] for name in ("fetch", "prepare")
     }
+
+
+def test_a_whole_small_run_from_inside_gives_the_bytes_of_one_outside(
+    image: Image, small_run: Path
+) -> None:
+    """All stages to the report, by another Python on another system: every output has its hash."""
+    with empty_volumes(image) as container:
+        assert start(container, "true")["code"] == 0
+        shutil.copyfile(small_run / "params.yaml", container.data / "params.yaml")
+        threads = {k: os.environ[k] for k in ("OMP_NUM_THREADS",) if k in os.environ}
+        done = start(container, "dvc repro", **threads)
+        assert done["code"] == 0, done["said"]
+        assert len(stages_run(done["said"])) == 11
+        outside, inside = (
+            yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+            for folder in (small_run, container.data)
+        )
+        assert {name: stage["outs"] for name, stage in inside.items()} == {
+            name: stage["outs"] for name, stage in outside.items()
+        }
+        assert (container.data / "data" / "report" / "index.html").is_file()
 
 
 def test_every_package_is_locked_and_none_is_for_tests_alone(container: Container) -> None:

@@ -35,3 +35,16 @@ def test_least_strength_that_surely_does_the_job(
     found = recommend_strength(sweep(*rows), 0.9)
     assert found.strength == expected
     assert found.because
+
+
+@pytest.mark.parametrize(
+    ("low", "words"),
+    [
+        (0.89, "the lower end of its interval is below the required 0.9 (slim.recovery)"),
+        (math.nan, "there is no interval to hold against the required 0.9 (slim.recovery)"),
+    ],
+)
+def test_why_nothing_less_than_1_is_recommended(low: float, words: str) -> None:
+    """With the nearest strength that was tried, and what it lacked."""
+    because = recommend_strength(sweep((0.75, 0.95, low)), 0.9).because
+    assert because == f"at 0.75 the pictures recover 0.95 of the effect, {words}"

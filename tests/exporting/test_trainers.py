@@ -15,6 +15,7 @@ from stages.contracts.errors import ParamsError
 from stages.contracts.params import load_params
 from stages.exporting.trainer_files import export_config, import_config
 from stages.runtime import console
+from tests.presets import PRESETS, load_preset
 
 ROOT = Path(__file__).parents[2]
 FLUX = ROOT / "presets" / "flux1-dev-24gb.yaml"
@@ -63,6 +64,43 @@ def test_ai_toolkit_there_and_back_gives_the_same_params(tmp_path: Path) -> None
     assert load_params(sent) != load_params(FLUX)
 
 
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_every_preset_goes_to_both_trainers_and_back(path: Path, tmp_path: Path) -> None:
+    """What the files say of guidance and bits is the preset's; what comes back is, too."""
+    params = load_preset(path, tmp_path)
+    path = tmp_path / path.name
+    export_config(tmp_path / "there.yaml", params=path, to="ai-toolkit")
+    document = yaml.safe_load((tmp_path / "there.yaml").read_text(encoding="utf-8"))
+    process = document["config"]["process"][0]
+    quantised = params.model.quantisation != "none"
+    assert process["model"]["quantize"] is quantised
+    assert process["model"].get("qtype") == ("qfloat8" if quantised else None)
+    bypassed = {"flex1-alpha-24gb": True, "flux1-schnell-24gb": None}.get(path.stem, False)
+    assert process["train"].get("bypass_guidance_embedding") is bypassed
+    import_config(tmp_path / "there.yaml", tmp_path / "back.yaml", params=path)
+    back = load_params(tmp_path / "back.yaml")
+    bits = "fp8" if quantised else "none"
+    assert back.model == params.model.model_copy(update={"quantisation": bits})
+    assert (back.train.guidance, back.train.steps) == (params.train.guidance, params.train.steps)
+    export_config(tmp_path / "there.toml", params=path, to="kohya")
+    found = tomllib.loads((tmp_path / "there.toml").read_text(encoding="utf-8"))
+    assert found["fp8_base"] is quantised
+    assert found["network_dim"] == params.train.rank
+
+
+def test_bits_and_guidance_that_the_other_has_not_are_told(tmp_path: Path) -> None:
+    """int8 stays int8 both ways; 4 bits and another guidance than 1 do not go along in silence."""
+    own = changed(tmp_path / "int8.yaml", model={"quantisation": "int8"}, train={"guidance": None})
+    export_config(tmp_path / "there.yaml", params=own, to="ai-toolkit")
+    import_config(tmp_path / "there.yaml", tmp_path / "back.yaml", params=FLUX)
+    back = load_params(tmp_path / "back.yaml")
+    assert (back.model.quantisation, back.train.guidance) == ("int8", None)
+    other = changed(tmp_path / "nf4.yaml", model={"quantisation": "nf4"}, train={"guidance": 3.5})
+    said = export_config(tmp_path / "other.yaml", params=other, to="ai-toolkit")
+    assert "model.quantisation: nf4 (qfloat8 is written" in said
+    assert "train.guidance: 3.5 (ai-toolkit trains at 1)" in said
+
+
 def test_what_ai_toolkit_cannot_say_is_told(tmp_path: Path) -> None:
     """Neither an optimiser of ours nor alpha, warm-up and phases go along in silence."""
     phase = {"rank": 16, "alpha": 16.0, "steps": 10, "learning_rate": 1e-5}
@@ -103,11 +141,131 @@ def test_a_file_from_elsewhere_says_what_it_loses(tmp_path: Path) -> None:
         assert name in said
 
 
+EXAMPLE = """
+job: extension
+config:
+  name: my_lora
+  process:
+    - type: sd_trainer
+      training_folder: output
+      device: cuda:0
+      network: {type: lora, linear: 16, linear_alpha: 16}
+      save: {dtype: float16, save_every: 240, max_step_saves_to_keep: 4, push_to_hub: false}
+      datasets:
+        - {folder_path: /data/p, caption_ext: txt, caption_dropout_rate: 0.05, resolution: [512]}
+      train:
+        batch_size: 1
+        steps: 2000
+        gradient_accumulation_steps: 4
+        train_unet: true
+        train_text_encoder: false
+        gradient_checkpointing: true
+        noise_scheduler: flowmatch
+        optimizer: adamw8bit
+        lr: 1e-4
+        ema_config: {use_ema: true, ema_decay: 0.99}
+        dtype: bf16
+      model: {name_or_path: black-forest-labs/FLUX.1-dev, is_flux: true, quantize: true}
+      sample:
+        sampler: flowmatch
+        sample_every: 240
+        width: 1024
+        height: 1024
+        prompts: ["a robot"]
+        neg: ""
+        seed: 42
+        walk_seed: true
+        guidance_scale: 4
+        sample_steps: 20
+meta: {name: "[name]", version: "1.0"}
+"""
+"""The keys of ai-toolkit's own FLUX example (config/examples)."""
+
+
+def imported(tmp_path: Path, *changes: tuple[str, str]) -> str:
+    """Import the example with texts of it exchanged into out.yaml, and return what is said."""
+    text = EXAMPLE
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    (tmp_path / "theirs.yaml").write_text(text, encoding="utf-8")
+    return import_config(tmp_path / "theirs.yaml", tmp_path / "out.yaml", params=FLUX)
+
+
+def test_the_usual_file_is_taken_whole(tmp_path: Path) -> None:
+    """Only what has no place here is told; four batches are one step, so steps are a quarter."""
+    said = imported(tmp_path)
+    params = load_params(tmp_path / "out.yaml")
+    assert (params.train.accumulation, params.train.steps) == (4, 500)
+    assert (params.train.checkpoint_every, params.train.sample_every) == (60, 60)
+    assert (params.model.quantisation, params.train.ema_decay) == ("fp8", 0.99)
+    told = {line.strip("- ").partition(":")[0] for line in said.splitlines()[2:]}
+    assert told == {
+        "datasets[0].folder_path",
+        "model.name_or_path",
+        "sample.walk_seed",
+        "save.dtype",
+        "save.max_step_saves_to_keep",
+        "save.push_to_hub",
+        "train.gradient_accumulation_steps",
+        "trigger_word",
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("noise_scheduler: flowmatch", "noise_scheduler: ddpm", "train.noise_scheduler: 'ddpm'"),
+        ("sampler: flowmatch", "sampler: ddim", "sample.sampler: 'ddim'"),
+        ("train_unet: true", "train_unet: false", "train.train_unet: False"),
+        ('neg: ""', "neg: blurry", "sample.neg: 'blurry'"),
+        ("quantize: true", "quantize: true, quantize_te: true", "model.quantize_te: True"),
+        ("quantize: true", "quantize: true, qtype: qint4", "model.qtype: qint4"),
+        ("is_flux: true, ", "", "model.arch: none in the file"),
+        ("_steps: 4", "_steps: -1", "train.gradient_accumulation_steps: -1"),
+    ],
+)
+def test_what_has_another_value_than_ours_is_told(
+    before: str, after: str, words: str, tmp_path: Path
+) -> None:
+    """A key that is known is not a value that is taken."""
+    assert words not in imported(tmp_path)
+    (tmp_path / "out.yaml").unlink()
+    assert words in imported(tmp_path, (before, after))
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("is_xl: true", "model.is_xl: true"),
+        ("arch: qwen_image", "model.arch: qwen_image"),
+        ("is_flux: false", "model.is_flux: false"),
+    ],
+)
+def test_another_models_file_is_refused(flag: str, words: str, tmp_path: Path) -> None:
+    """Rates and steps for SDXL are no recipe for FLUX.1."""
+    with pytest.raises(ParamsError, match=f"another base model than FLUX.1 \\({words}\\)"):
+        imported(tmp_path, ("is_flux: true", flag))
+    assert not (tmp_path / "out.yaml").exists()
+
+
+def test_other_words_for_the_same_are_taken(tmp_path: Path) -> None:
+    """Torchao's names of 8 bits, and an architecture with a tag, as ai-toolkit reads them."""
+    flags = ("is_flux: true, quantize: true", "arch: 'flux:tag', quantize: true, qtype: int8")
+    said = imported(tmp_path, flags)
+    assert not any(f"model.{key}" in said for key in ("arch", "qtype", "quantize"))
+    assert load_params(tmp_path / "out.yaml").model.quantisation == "int8"
+
+
 def test_kohya_file_says_the_run(tmp_path: Path) -> None:
     """It is TOML; both lists of blocks stand in one network_args, since a second one wins."""
     params = changed(
         tmp_path / "params.yaml",
-        train={"blocks": ["double.0-3", "single.7"], "timesteps": "shifted"},
+        train={
+            "blocks": ["double.0-3", "single.7"],
+            "timesteps": "shifted",
+            "masked_loss": True,
+        },
         encode={"sizes_px": [512, 1024]},
     )
     said = export_config(tmp_path / "out.toml", params=params, to="kohya")
@@ -124,6 +282,9 @@ def test_kohya_file_says_the_run(tmp_path: Path) -> None:
     assert found["cache_text_encoder_outputs"] is False
     assert found["resolution"] == "512,512"
     assert "encode.sizes_px" in said
+    # sd-scripts masks by alpha channels alone, which the pictures for trainers have not
+    assert "masked_loss" not in found
+    assert "train.masked_loss: True" in said
 
 
 def test_nothing_is_overwritten_and_no_broken_params_are_left(tmp_path: Path) -> None:

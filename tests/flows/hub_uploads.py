@@ -1,7 +1,7 @@
 """The part of the Hub that takes repositories, files and commits, on loopback.
 
-Endpoints and answers as huggingface_hub asks for them (hf_api.py create_repo and create_commit,
-_commit_api.py, lfs.py).
+Endpoints and answers as huggingface_hub asks for them (hf_api.py create_repo, model_info and
+create_commit, _commit_api.py, lfs.py).
 """
 
 from __future__ import annotations
@@ -60,6 +60,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(400, {})
         self.record.stored[oid] = body
         return self._answer(200, {})
+
+    def do_GET(self) -> None:
+        repository = "/".join(self.path.partition("?")[0].split("/")[3:5])
+        private = self.record.private.get(repository)
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if private is None or (private and token != GOOD_TOKEN):
+            return self._answer(404, {"error": "Repository not found"}, "RepoNotFound")
+        return self._answer(200, {"id": repository, "private": private})
 
     def do_POST(self) -> None:
         body = self._body()

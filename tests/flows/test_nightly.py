@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.schemas.objects import State
 
-from flows.nightly import commit_results, nightly
+from flows.nightly import BranchError, commit_results, nightly, push_results
 from flows.repository import GitError
 from flows.worker_clone import update_clone
 from tests.flows.conftest import run_dvc
@@ -50,6 +51,49 @@ def test_a_night_with_a_change_ends_in_a_commit(finished_project: Path, tmp_path
     assert again.message == "4 Unchanged; nothing to commit"
 
 
+def end_night(project: Path, clone: Path, lock: str) -> str | None:
+    """Do what a night does after its run, which wrote `lock`, in a clone of the project."""
+    if not clone.exists():
+        git(clone.parent, "clone", "--quiet", str(project), str(clone))
+    git(clone, "fetch", "--quiet", "origin", "HEAD")
+    git(clone, "checkout", "--quiet", "--detach", "--force", "FETCH_HEAD")
+    (clone / "dvc.lock").write_text(lock)
+    commit = commit_results(clone, "nightly", "1 Ran")
+    if commit:
+        push_results(clone, "nightly", commit)
+    return commit
+
+
+def test_nights_before_a_merge_make_one_commit(finished_project: Path, tmp_path: Path) -> None:
+    """Each night made and pushed an equal one, over whatever a person had put on the branch."""
+    clone, there = tmp_path / "clone", tmp_path / "there"
+    first = end_night(finished_project, clone, "first")
+    assert first == git(finished_project, "rev-parse", "nightly")
+    assert end_night(finished_project, clone, "first") == first
+    shutil.rmtree(clone)  # what it had last pushed is forgotten with it
+    end_night(finished_project, clone, "first")
+    assert git(finished_project, "rev-parse", "nightly") == first
+    end_night(finished_project, clone, "second")
+    assert git(finished_project, "show", "nightly:dvc.lock") == "second"
+
+    git(tmp_path, "clone", "--quiet", "--branch", "nightly", str(finished_project), str(there))
+    git(there, "commit", "--quiet", "--allow-empty", "--message", "a person's own")
+    git(there, "push", "--quiet", "origin", "nightly")
+    for lock in ("second", "third"):
+        with pytest.raises(BranchError, match=r"nightly of origin has .* of no run .*person's own"):
+            end_night(finished_project, clone, lock)
+        own = git(there, "rev-parse", "HEAD")
+        assert git(finished_project, "rev-parse", "nightly") == own
+
+    git(finished_project, "merge", "--quiet", "nightly")
+    end_night(finished_project, clone, "third")
+    head = git(finished_project, "rev-parse", "HEAD")
+    assert git(finished_project, "rev-parse", "nightly~1") == head
+    git(finished_project, "branch", "--delete", "--force", "nightly")
+    commit = end_night(finished_project, clone, "third")
+    assert git(finished_project, "rev-parse", "nightly") == commit
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_a_failed_night_commits_nothing(finished_project: Path) -> None:
     """The branch holds whole runs alone, and the flow says what went wrong."""
@@ -72,6 +116,14 @@ def test_results_are_committed_beside_the_working_tree(finished_project: Path) -
     assert git(finished_project, "log", "-1", "--format=%s", "results") == "Results of a run: 1 Ran"
     assert git(finished_project, "show", "results:dvc.lock").endswith("# changed")
     assert git(finished_project, "status", "--porcelain") == status
+    assert commit_results(finished_project, "results", "another night") == commit
+    git(finished_project, "branch", "own", "HEAD")
+    git(finished_project, "commit", "--quiet", "--allow-empty", "--message", "later")
+    assert commit_results(finished_project, "own", "1 Ran") not in (None, commit)
+    git(finished_project, "branch", "--force", "own", "HEAD")
+    git(finished_project, "reset", "--quiet", "--soft", "HEAD~1")
+    with pytest.raises(BranchError, match=r"branch own has a commit that is of no run .*: later"):
+        commit_results(finished_project, "own", "1 Ran")
     current = git(finished_project, "branch", "--show-current")
     with pytest.raises(GitError, match=current):
         commit_results(finished_project, current, "1 Ran")

@@ -110,7 +110,19 @@ def test_second_run_runs_nothing_and_leaves_artifacts(finished_project: Path) ->
     assert made["zeta.txt"]["bytes"] == len("first\n")
     assert "| metrics.json | lines | 1 |" in found["metrics"]
     assert found["contact-sheet"].startswith("data:image/jpeg;base64,")
-    assert report.resolve().as_uri() in found["report"]
+    assert found["report"] == f"`{report.resolve()}`"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_report_is_linked_where_it_is_served(
+    finished_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page over HTTP may open no file, and in a container its path says nothing outside."""
+    monkeypatch.setenv("BLOCKLENS_REPORT_URL", "http://127.0.0.1:8090")
+    report = finished_project / "data" / "report" / "index.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("<p>report</p>")
+    assert artifacts(run_flow(finished_project))["report"] == "[Report](http://127.0.0.1:8090)"
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -224,7 +236,7 @@ def test_signal_ends_flow_stage_and_server(
     start_python: Callable[..., subprocess.Popen[str]],
     number: signal.Signals,
 ) -> None:
-    """Ctrl-C, a supervisor's SIGTERM and kill -9 leave no stage and no server, within seconds."""
+    """Ctrl-C, a supervisor's SIGTERM and kill -9 leave no stage and no server."""
     sleeper = f"600.{time.time_ns()}"
     (finished_project / "source.txt").write_text("second\n")
     (finished_project / "hook.sh").write_text(f"sleep {sleeper}\n")

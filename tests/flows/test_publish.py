@@ -10,21 +10,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
+from flows.card import write_card
+from stages.contracts.params import FetchParams, load_params
+from stages.contracts.tables import BLOCKS, read_table
 from tests.flows.hub_uploads import GOOD_TOKEN, READ_TOKEN, Received, hub_for_uploads
 from tests.reporting.example import Example, write_example
 
 ROOT = Path(__file__).parents[2]
 BAD_TOKEN, TORN_TOKEN = "hf_revoked_secret_token", "hf_torn_secret\x07token"
 REPOSITORY = "someone/tok"
+THERE = {"someone/open": False, "someone/seen": False, "someone/hidden": True}
+"""Repositories that exist before, and whether they are private."""
+CAPTIONS = '{"train": {"tok": 24, "plain yellow background": 9}}'
 ASKS: dict[str, tuple[list[str], str | None]] = {
     "dry": ([REPOSITORY], None),
     "push": ([REPOSITORY, "--push"], GOOD_TOKEN),
     "again": ([REPOSITORY, "--push"], GOOD_TOKEN),
     "update": ([REPOSITORY, "--push", "--update"], GOOD_TOKEN),
     "public": (["someone/shown", "--push", "--public"], GOOD_TOKEN),
+    "update open": (["someone/open", "--push", "--update"], GOOD_TOKEN),
+    "update public": (["someone/seen", "--push", "--update", "--public"], GOOD_TOKEN),
+    "update hidden": (["someone/hidden", "--push", "--update", "--public"], GOOD_TOKEN),
     "absent": (["someone/absent", "--push", "--update"], GOOD_TOKEN),
     "refused": (["someone/other", "--push"], BAD_TOKEN),
     "read only": (["someone/other", "--push"], READ_TOKEN),
@@ -55,6 +66,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = Example(double_blocks=2, single_blocks=3, side_px=32)
     write_example(folder / "data", small)
     shutil.copy(ROOT / "params.yaml", folder)
+    weights = {"weights": np.zeros(8, dtype=np.float32)}
+    save_file(weights, folder / "data/train/adapter.safetensors", {"ss_tag_frequency": CAPTIONS})
     return folder
 
 
@@ -71,6 +84,7 @@ def asked(
         "PYTHONPATH": str(ROOT),
     }
     with hub_for_uploads() as (address, received):
+        received.private |= THERE
         done = subprocess.run(
             [sys.executable, "-c", CHILD],
             cwd=run,
@@ -99,8 +113,16 @@ def test_what_is_pushed_is_the_run(run: Path, asked: Asked) -> None:
     assert files["adapter-slim.safetensors"] == slim.read_bytes()
     picture = run / "data/slim/images/held-out-1-100/slim.png"
     assert files["images/held-out-1-slim.png"] == picture.read_bytes()
-    assert received.private == {REPOSITORY: True, "someone/shown": False}
+    assert received.private == {REPOSITORY: True, "someone/shown": False, **THERE}
     assert told["update"][0] == told["public"][0] == 0
+
+
+def test_nothing_is_added_to_what_everybody_sees_unless_asked(asked: Asked) -> None:
+    """--update without --public takes a private repository alone, with it a public one alone."""
+    told, received, _ = asked
+    assert told["update public"][0] == 0, told["update public"][1]
+    assert "adapter.safetensors" in received.files["someone/seen"]
+    assert received.files.keys().isdisjoint({"someone/open", "someone/hidden"})
 
 
 def test_the_card_is_read_by_the_hub_and_by_people(asked: Asked) -> None:
@@ -116,6 +138,47 @@ def test_the_card_is_read_by_the_hub_and_by_people(asked: Asked) -> None:
     assert sum(line.startswith(("| double.", "| single.")) for line in body.splitlines()) == 5
 
 
+@pytest.mark.parametrize(
+    ("fetch", "base_model", "named"),
+    [
+        (
+            {"repository": "black-forest-labs/FLUX.1-dev", "revision": "a" * 40},
+            "black-forest-labs/FLUX.1-dev",
+            "[black-forest-labs/FLUX.1-dev](https://huggingface.co/black-forest-labs/FLUX.1-dev)",
+        ),
+        ({"folder": "/home/someone/models/my-flux/"}, None, "my-flux"),
+        (
+            {
+                "folder": "/home/someone/configs",
+                "single_files": {
+                    "transformer": "/home/someone/unet/flux1-dev.safetensors",
+                    "autoencoder": "/home/someone/ae.safetensors",
+                    "text_encoder": "/home/someone/clip_l.safetensors",
+                    "text_encoder_2": "/home/someone/t5xxl_fp16.safetensors",
+                    "converted": ".blocklens/weights",
+                },
+            },
+            None,
+            "flux1-dev",
+        ),
+    ],
+)
+def test_the_card_names_the_base_and_no_path(
+    run: Path, fetch: dict[str, Any], base_model: str | None, named: str
+) -> None:
+    """The Hub shows the LoRA under its base by `base_model`; folders here are nobody's business."""
+    params = load_params(run / "params.yaml")
+    changed = params.model_copy(
+        update={"fetch": FetchParams(**{**params.fetch.model_dump(), **fetch})}
+    )
+    blocks = read_table(BLOCKS, run / "data/evaluate/blocks.csv")
+    card = write_card(changed, blocks, run / "data/slim/metrics.json", [])
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head).get("base_model") == base_model
+    assert f"A LoRA for {named}. Begin" in body
+    assert "/home" not in card
+
+
 def test_without_push_nobody_is_asked(asked: Asked) -> None:
     """The dry run names every file and needs no token."""
     told, received, _ = asked
@@ -123,6 +186,7 @@ def test_without_push_nobody_is_asked(asked: Asked) -> None:
     assert code == 0
     assert "nothing is uploaded" in said
     assert all(name in said for name in received.files[REPOSITORY])
+    assert f"\nadapter.safetensors quotes your captions (ss_tag_frequency): {CAPTIONS}\n" in said
     created = [path for path in received.requests if path == "/api/repos/create"]
     assert len(created) == 5, "push, again, public, refused and read only"
 
@@ -131,6 +195,8 @@ def test_without_push_nobody_is_asked(asked: Asked) -> None:
     ("name", "words"),
     [
         ("again", "exists already"),
+        ("update open", "is public: everybody would see what is uploaded. Add --public"),
+        ("update hidden", "is private, and --update leaves it so. Leave --public out"),
         ("absent", "no such owner"),
         ("refused", "does not know the token"),
         ("read only", "may not write"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -162,6 +164,19 @@ def test_stage_that_another_dvc_runs_is_left_alone(
     other.terminate()
     for sleeper in processes_with("600.1414213"):
         subprocess.run(["kill", str(sleeper)], check=False)
+
+
+def test_a_number_that_is_another_program_by_now_blocks_nobody(finished_project: Path) -> None:
+    """What DVC noted before a restart of the machine refused every flow, as this process would."""
+    lock = finished_project / ".dvc" / "tmp" / "rwlock"
+    own = " ".join(Path("/proc/self/cmdline").read_bytes().decode().rstrip("\0").split("\0"))
+    ours = f"/home/me/my dvc projects/.venv/dvc/__main__.py {own.rpartition(' ')[2]}"
+    for command, refused in (("/usr/bin/dvc repro zeta", False), (own, True), (ours, True)):
+        lock.write_text(json.dumps({"write": {"zeta.txt": {"pid": os.getpid(), "cmd": command}}}))
+        expected = pytest.raises(CheckoutInUseError, match=f"PID {os.getpid()}")
+        with expected if refused else contextlib.nullcontext(), exclusive_run(finished_project):
+            pass
+        assert lock.exists()  # a person's checkout is not tidied
 
 
 def test_second_flow_in_a_checkout_is_refused(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ import httpx2
 import pytest
 import yaml
 from playwright.sync_api import expect
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import processes as processes_module
 from flows.experiments.fan_out import POOL as EXPERIMENTS
-from flows.left_runs import crash_zombies
-from flows.serve import POOL, WORKER_GRACE_S, ServeError, serve
+from flows.left_runs import crash_unbegun, crash_zombies, end_left_runs
+from flows.serve import HEARTBEAT_S, POOL, WORKER_GRACE_S, Command, ServeError, _wait, serve
+from flows.worker_clone import PATIENCE_S
 from tests.browser import CHROMIUM, keep_screenshot, open_page
-from tests.flows.conftest import descendants, is_alive, run_dvc
+from tests.flows.conftest import descendants, is_alive, run_dvc, wait_until
 from tests.repositories import git
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +44,7 @@ def free_port() -> int:
 def test_every_deployment_names_a_flow_of_ours() -> None:
     """prefect.yaml has no check of its own: entry points, the pool, and no concurrency limit."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    assert document["pull"] == [{"flows.worker_clone.update_own_clone": {}}]
     names = [deployment["name"] for deployment in document["deployments"]]
     assert names == ["on-demand", "nightly", "focus", "sweep", "experiment"]
     for deployment in document["deployments"]:
@@ -65,8 +70,15 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
 def test_a_run_without_heartbeats_is_crashed() -> None:
     """The automation waits for several heartbeats, and every end of a run stops the waiting."""
     automation = crash_zombies()
-    assert automation.trigger.within.total_seconds() >= 3 * 60
+    assert automation.trigger.within.total_seconds() >= 3 * HEARTBEAT_S
     assert "prefect.flow-run.Completed" in automation.trigger.expect
+
+
+def test_a_run_that_waits_for_another_to_save_is_left_alone() -> None:
+    """It has not begun all that while, as one whose worker died."""
+    automation = crash_unbegun((POOL,))
+    assert automation.trigger.within.total_seconds() >= PATIENCE_S + 5 * 60
+    assert "prefect.flow-run.Running" in automation.trigger.expect
 
 
 @pytest.fixture
@@ -127,7 +139,7 @@ def shows_the_run(api: str, run: dict[str, Any], folder: Path) -> None:
     if not CHROMIUM and not os.environ.get("BLOCKLENS_REQUIRE_BROWSER"):
         return  # the rest of the test needs no browser
     complaints: list[str] = []
-    with open_page(api, complaints) as page:
+    with open_page(api, complaints, keep=folder) as page:
         page.goto(f"{api}/runs/flow-run/{run['id']}")
         expect(page.get_by_text(run["name"]).first).to_be_visible(timeout=60_000)
         expect(page.get_by_text("Completed").first).to_be_visible(timeout=60_000)
@@ -192,10 +204,29 @@ for number in (signal.SIGINT, signal.SIGTERM):
 Path(sys.argv[1], "started").touch()
 while not signals:
     time.sleep(0.05)
-time.sleep(8)
+time.sleep(float(sys.argv[2]))
 Path(sys.argv[1], "saved").write_text(str(len(signals)))
 sys.exit(130)
 """
+
+
+def let_a_stage_save(source: Path, folder: Path, saving_s: float) -> None:
+    """Commit a change whose first run goes on until a signal, and saves; the next ones just run."""
+    (source / "saving.py").write_text(SAVING)
+    save = f'exec "{sys.executable}" "$PWD/saving.py" "{folder}" {saving_s}'
+    (source / "hook.sh").write_text(f'test -e "{folder}/saved" || {save}\n')
+    (source / "source.txt").write_text("third\n")
+    git(source, "add", "--all")
+    git(source, "commit", "--quiet", "--message", "slow to save")
+    wait_until((folder / "started").exists, "the stage never ran", LIMIT_S)
+
+
+def serial_lock(source: Path, folder: Path) -> str:
+    """Return the dvc.lock that a serial `dvc repro` of the same commit writes, from nothing."""
+    shutil.copytree(source, folder, symlinks=True)
+    git(folder, "checkout", "--quiet", "--force", "HEAD")
+    run_dvc(folder, "repro", "--quiet", "--force")
+    return (folder / "dvc.lock").read_text().rstrip()
 
 
 @pytest.mark.slow
@@ -205,15 +236,8 @@ def test_an_impatient_person_loses_nothing(
 ) -> None:
     """Ctrl-C and, while a stage saves, Ctrl-C again or a kill: it saves to its end, told once."""
     source, _, pid = served
-    (source / "saving.py").write_text(SAVING)
-    (source / "hook.sh").write_text(f'exec "{sys.executable}" "$PWD/saving.py" "{tmp_path}"\n')
-    (source / "source.txt").write_text("third\n")
-    git(source, "add", "--all")
-    git(source, "commit", "--quiet", "--message", "slow to save")
+    let_a_stage_save(source, tmp_path, 8)
     deadline = time.monotonic() + LIMIT_S
-    while not (tmp_path / "started").exists():
-        assert time.monotonic() < deadline, "the stage never ran"
-        time.sleep(0.2)
     processes = descendants(pid)
     os.kill(pid, signal.SIGINT)
     time.sleep(2.0)
@@ -224,9 +248,140 @@ def test_an_impatient_person_loses_nothing(
     assert (tmp_path / "saved").read_text() == "1"
 
 
+@pytest.mark.slow
+def test_the_next_run_waits_for_a_cancelled_one_to_save(
+    served: tuple[Path, str, int], tmp_path: Path
+) -> None:
+    """Prefect kills a cancelled flow after 30 s and starts the next: it was refused, and failed."""
+    source, api, _ = served
+    let_a_stage_save(source, tmp_path, 50)
+    (run,) = wait_for_runs(api, "nightly", "RUNNING", 1)
+    state = {"state": {"type": "CANCELLING"}}
+    post(f"{api}/api/flow_runs/{run['id']}/set_state", state)
+    wait_for_runs(api, "nightly", "CANCELLED", 1)
+    assert not (tmp_path / "saved").exists()
+    wait_for_runs(api, "nightly", "COMPLETED", 1)  # and none that failed
+    assert (tmp_path / "saved").read_text() == "1"
+    assert git(source, "show", "nightly:dvc.lock") == serial_lock(source, tmp_path / "serial")
+
+
 def test_a_worker_has_longer_than_its_flow_gives_a_stage() -> None:
     """It was killed after a minute, when a training may take a quarter of an hour to save."""
     assert WORKER_GRACE_S > processes_module.STAGE_GRACE_S + processes_module.GUARD_GRACE_S
+
+
+TOGETHER = """\
+import signal, sys, time
+from pathlib import Path
+folder, own, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+signals = []
+signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
+(folder / f"{own}-started").touch()
+while not signals:
+    time.sleep(0.05)
+(folder / f"{own}-told").touch()
+deadline = time.monotonic() + 20
+while not (folder / f"{other}-told").exists() and time.monotonic() < deadline:
+    time.sleep(0.05)
+if time.monotonic() < deadline:
+    (folder / f"{own}-together").touch()
+"""
+
+
+def test_workers_are_told_at_once_to_stop(tmp_path: Path) -> None:
+    """Each waits here until the other has been told: one after the other, the first would not."""
+    (tmp_path / "worker.py").write_text(TOGETHER)
+    program = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path)]
+    ends = (
+        f"cd {tmp_path}; until test -e first-started -a -e second-started; do sleep 0.1; done; "
+        "exit 3"
+    )
+    commands = {
+        "worker": Command(("sh", "-c", ends), os.environ, None),
+        "first": Command((*program, "first", "second"), os.environ, None),
+        "second": Command((*program, "second", "first"), os.environ, None),
+    }
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(each.start()) for name, each in commands.items()}
+        with pytest.raises(ServeError, match="worker ended with exit code 3"):
+            _wait(running, commands, stack)
+    assert sorted(path.name for path in tmp_path.glob("*-together")) == [
+        "first-together",
+        "second-together",
+    ]
+
+
+def post(url: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to a request; 503 is a busy database, and asked again, as by a client."""
+    deadline = time.monotonic() + LIMIT_S
+    while (answer := httpx2.post(url, json=content, timeout=LIMIT_S)).status_code == 503:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(1.0)
+    answer.raise_for_status()
+    return dict(answer.json()) if answer.content else {}
+
+
+def leases(api: str, home: Path) -> list[Path]:
+    """Take a slot as a client of the server does, and return the files that hold the lease."""
+    limit = {"name": "test", "limit": 1, "active": True}
+    post(f"{api}/api/v2/concurrency_limits/", limit)
+    taken = post(
+        f"{api}/api/v2/concurrency_limits/increment-with-lease",
+        {"slots": 1, "names": ["test"], "mode": "concurrency"},
+    )
+    return list(home.glob(f"concurrency_leases/{taken['lease_id']}.json"))
+
+
+SILENT = """\
+import sys, time
+from pathlib import Path
+from prefect import flow
+
+@flow(flow_run_name="silent")
+def silent():
+    Path(sys.argv[1]).touch()
+    time.sleep(600)
+
+silent()
+"""
+
+
+def is_heard_of(api: str) -> bool:
+    """Return whether the server has a heartbeat of a run named silent."""
+    wanted = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}}}
+    events = httpx2.post(f"{api}/api/events/filter", json=wanted).json()["events"]
+    return any(event["resource"].get("prefect.resource.name") == "silent" for event in events)
+
+
+def silent_runs_are_crashed(api: str, folder: Path) -> None:
+    """The server itself ends a run that was killed, and one that was taken and never began."""
+    with temporary_settings({PREFECT_API_URL: f"{api}/api"}):
+        for automation in (crash_zombies(10), crash_unbegun((POOL,), 10)):
+            automation.name += ": these two, soon"
+            automation.trigger.match = ResourceSpecification(
+                {"prefect.resource.id": "prefect.flow-run.*", "prefect.resource.name": "silent"}
+            )
+            automation.create()
+    (folder / "silent.py").write_text(SILENT)
+    environment = {**os.environ, "PREFECT_API_URL": f"{api}/api"}
+    environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_S)
+    command = [sys.executable, str(folder / "silent.py"), str(folder / "silent")]
+    with subprocess.Popen(command, env=environment) as process:
+        wait_until((folder / "silent").exists, "the run never began", LIMIT_S)
+        wait_until(lambda: is_heard_of(api), "it sends no heartbeat", LIMIT_S)
+        process.kill()
+    deployment = httpx2.get(f"{api}/api/deployments/name/nightly/nightly").json()["id"]
+    taken = {"name": "silent", "state": {"type": "PENDING"}}
+    post(f"{api}/api/deployments/{deployment}/create_flow_run", taken)
+
+    def messages() -> list[str]:
+        wanted = {"flow_runs": {"name": {"any_": ["silent"]}}}
+        runs = httpx2.post(f"{api}/api/flow_runs/filter", json=wanted).json()
+        return sorted(run["state"]["message"] for run in runs if run["state_type"] == "CRASHED")
+
+    wait_until(lambda: len(messages()) == 2, "they are not crashed", LIMIT_S)
+    assert "No sign of life for 10 s" in messages()[0]
+    assert "not begun after 10 s" in messages()[1]
 
 
 @pytest.mark.slow
@@ -244,8 +399,23 @@ def test_a_schedule_fires_and_a_signal_stops_everything(
     page = httpx2.get(f"{api}/deployments", headers={"Accept": "text/html"})
     assert page.status_code == 200
     shows_the_run(api, runs[0], tmp_path)
+    # In memory, Prefect's default, a restart of the server would forget who holds a slot.
+    assert len(leases(api, tmp_path / "prefect")) == 1
+    assert git(source, "show", "nightly:dvc.lock") == serial_lock(source, tmp_path / "serial")
+    silent_runs_are_crashed(api, tmp_path)
     work_from_elsewhere(source, api, tmp_path)
-    assert (tmp_path / "worker/omega.txt").exists()
+    # If it had just taken a run, it would end that first when it came back; it does not.
+    end_left_runs(f"{api}/api", [str(tmp_path / "other")])
+    # It registered the same deployments, and they are still about each worker's own clone.
+    elsewhere = git(tmp_path / "other", "rev-parse", "HEAD")
+    git(source, "commit", "--quiet", "--allow-empty", "--message", "third")
+    head = git(source, "rev-parse", "HEAD")
+    wait_until(
+        lambda: git(tmp_path / "worker", "rev-parse", "HEAD") == head,
+        "the first worker's clone is not used any more",
+        LIMIT_S,
+    )
+    assert git(tmp_path / "other", "rev-parse", "HEAD") == elsewhere
     assert git(source, "status", "--porcelain") == ""
     processes = descendants(pid)
     assert processes
@@ -254,4 +424,3 @@ def test_a_schedule_fires_and_a_signal_stops_everything(
     while any(is_alive(each) for each in processes):
         assert time.monotonic() < deadline, "left running after Ctrl-C"
         time.sleep(0.2)
-    run_dvc(tmp_path / "worker", "status")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from flows.graph import DVC
 from flows.repository import GitError
-from flows.repro import CheckoutInUseError, exclusive_run
+from flows.repro import CheckoutInUseError, Outcome, exclusive_run, run_stage
 from flows.worker_clone import CloneError, update_clone, update_own_clone
-from tests.flows.conftest import run_dvc
+from tests.flows.conftest import run_dvc, wait_until
 from tests.repositories import git
 
 
@@ -65,6 +69,34 @@ def test_a_clone_in_use_is_not_changed(finished_project: Path, tmp_path: Path) -
     update_clone(str(finished_project), str(clone))
     with exclusive_run(clone), pytest.raises(CheckoutInUseError):
         update_clone(str(finished_project), str(clone))
+
+
+def test_a_stage_that_still_saves_is_waited_for(finished_project: Path, tmp_path: Path) -> None:
+    """Prefect takes the next run 30 s after a cancellation, when a training may still save."""
+    clone = tmp_path / "clone"
+    update_clone(str(finished_project), str(clone))
+    (clone / "source.txt").write_text("second\n")
+    (clone / "hook.sh").write_text("touch started; sleep 4; touch saved\n")
+    with subprocess.Popen([*DVC, "repro", "--quiet", "zeta"], cwd=clone) as saving:
+        wait_until((clone / "started").exists, "the stage never ran")
+        update_clone(str(finished_project), str(clone))
+        assert (clone / "saved").exists()
+    assert saving.returncode == 0
+
+
+def test_what_dvc_noted_before_a_restart_is_forgotten(
+    finished_project: Path, tmp_path: Path
+) -> None:
+    """Its number belongs to another process by now, and DVC would refuse the stage for ever."""
+    clone = tmp_path / "clone"
+    update_clone(str(finished_project), str(clone))
+    noted = {"pid": os.getpid(), "cmd": "/usr/bin/dvc repro --single-item zeta"}
+    lock = clone / ".dvc" / "tmp" / "rwlock"
+    paths = [str(clone / "source.txt"), str(clone / "zeta.txt")]
+    lock.write_text(json.dumps({"write": {paths[1]: noted}, "read": {paths[0]: [noted]}}))
+    update_clone(str(finished_project), str(clone))
+    assert not lock.exists()
+    assert run_stage(clone, "zeta", str, force=True) is Outcome.RAN
 
 
 def test_a_worker_knows_its_own_clone(

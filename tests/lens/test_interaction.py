@@ -56,6 +56,13 @@ def test_a_price_per_byte() -> None:
     assert removal_order(products, np.ones(3), None) == (0, 1, 2)
 
 
+def test_a_price_does_not_excuse_harm() -> None:
+    """Block 0 is too dear to keep; 1 and 2 undid it, and now harm alike: the dearer goes first."""
+    parts = np.array([[5.0, 0.0], [-3.0, 0.0], [-3.0, 0.0], [0.0, 10.0]])
+    prices = np.array([100.0, 10.0, 1.0, 1.0])
+    assert removal_order(parts @ parts.T, prices, None) == (3, 2, 1, 0)
+
+
 def test_the_order_is_greedy_on_the_guess() -> None:
     """Each step drops the block without which the guess is smallest, by hand."""
     kept = np.ones(6)
@@ -82,6 +89,14 @@ def test_refitted_strengths_are_the_best_nearby() -> None:
         for step in (-0.01, 0.01):
             assert cost(strengths) < cost(strengths + step * (np.arange(6) == block))
     assert lost(PRODUCTS, strengths) < lost(PRODUCTS, kept)
+
+
+def test_a_block_that_is_kept_has_a_strength() -> None:
+    """One that would be rounded to 0.000 would be counted as kept and be missing in the file."""
+    products = np.array([[1.0, -1.025], [-1.025, 4.0]])
+    kept = np.array([True, False])
+    assert 1.0 + products[0, 1] / (1.0 + 0.01 * 2.5) == pytest.approx(0.0, abs=1e-12)
+    assert refit_strengths(products, kept, 0.01).tolist() == [0.001, 0.0]
 
 
 def test_a_stiff_ridge_keeps_them_at_one() -> None:

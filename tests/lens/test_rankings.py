@@ -1,11 +1,14 @@
 """Can a ranking be trusted? Numbers with known answers."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare
 
 from stages.lens.rankings import (
     Resampling,
+    _halves,
     bootstrap_tau,
     friedman_p,
     rank_blocks,
@@ -61,9 +64,21 @@ def test_halves_are_of_prompts_then_of_seeds() -> None:
     assert np.isnan(split_half_tau(values[:1, :1]))
 
 
+@pytest.mark.parametrize("count", range(2, 15))
+def test_halves_are_evenly_spaced_among_all_there_are(count: int) -> None:
+    """As if all were listed and thinned to 200; a half is not looked at from both sides."""
+    everything = list(combinations(range(count), count // 2))
+    if count % 2 == 0:
+        everything = everything[: len(everything) // 2]
+    assert [*_halves(count)] == everything[:: -(-len(everything) // 200)]
+
+
 def test_many_prompts_are_split_a_bounded_number_of_times() -> None:
-    """There are 92378 halves of 20 prompts; the mean over some of them is in -1 to 1."""
-    assert 0.5 < split_half_tau(noisy(1.0, prompts=20, seeds=1)) <= 1.0
+    """There are 6e16 halves of 60 prompts: nobody lists them, and 200 are looked at."""
+    halves = [*_halves(60)]
+    assert 100 < len(set(halves)) == len(halves) <= 200
+    assert {len(set(half)) for half in halves} == {30}
+    assert 0.5 < split_half_tau(noisy(1.0, prompts=60, seeds=1)) <= 1.0
 
 
 def test_one_picture_tells_nothing_of_others() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from stages.lens.selection import (
     blocks_for,
+    for_their_prices,
     greedy_steps,
     largest_first,
     prefix_sets,
@@ -32,6 +33,20 @@ def test_largest_first_keeps_the_model_order_of_equals() -> None:
 def test_blocks_for_counts_the_largest(amount: float, expected: int) -> None:
     """How many of the largest shares make up an amount; all when the amount is out of reach."""
     assert blocks_for([0.2, 0.5, 0.3], amount) == expected
+
+
+def test_harm_is_not_excused_by_a_high_price() -> None:
+    """Of two blocks that harm alike the dearer one is worse, as it is of two that help alike."""
+    prices = np.array([10.0, 1.0])
+    assert for_their_prices([0.5, 0.5], prices).tolist() == [0.05, 0.5]
+    assert for_their_prices([-0.5, -0.5], prices).tolist() == [-5.0, -0.5]
+
+
+def test_the_dearer_of_two_that_harm_goes_first() -> None:
+    """Block 2 helps; 0 and 1 harm alike, and 0 costs ten times as much."""
+    prices, worth = np.array([10.0, 1.0, 1.0]), np.array([-0.1, -0.1, 1.0])
+    assert [*shrinking_steps(lambda kept: worth * kept, prices)] == [0, 1, 2]
+    assert [*greedy_steps((0, 1, 2), lambda sets: sets @ worth, 3, prices)] == [2, 1, 0]
 
 
 def test_prefixes_grow_from_none_to_all() -> None:

@@ -1,9 +1,14 @@
 """Intervals and rank agreement."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from stages.lens.statistics import bootstrap_interval, bootstrap_means, interval, rank_tau
+
+METHOD = (Path(__file__).parents[2] / "docs/method.md").read_text(encoding="utf-8")
 
 
 def test_interval_brackets_the_mean_and_repeats() -> None:
@@ -24,6 +29,27 @@ def test_interval_covers_as_often_as_it_says() -> None:
         low, high = bootstrap_interval(rows + columns, 400, 0.9, seed=trial)
         hits += low <= 0.0 <= high
     assert 0.80 <= hits / 200 <= 0.99
+
+
+def missed(prompts: int, confidence: float) -> float:
+    """Return how often 0 is below the interval where prompts are normal around 0 and decide all."""
+    drawn = np.random.default_rng(prompts).normal(size=(prompts, 1, 4000)).repeat(2, axis=1)
+    low, _ = interval(bootstrap_means(drawn, 1000, seed=0), confidence)
+    return float((low > 0.0).mean())
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.9])
+def test_few_prompts_miss_as_often_as_the_docs_say(confidence: float) -> None:
+    """An interval of 95 % from two prompts is missed below by a quarter, not by a fortieth."""
+    (header,) = re.findall(r"^\| interval \| it should be \|(.+)\|$", METHOD, re.MULTILINE)
+    prompts = [int(re.findall(r"\d+", cell)[0]) for cell in header.split("|")]
+    (row,) = re.findall(rf"^\| {confidence:.0%} \|(.+)\|$".replace("%", " %"), METHOD, re.MULTILINE)
+    nominal, *stated = [float(cell.strip(" %")) / 100 for cell in row.split("|")]
+    assert nominal == pytest.approx((1 - confidence) / 2)
+    assert prompts[:2] == [2, 3]
+    assert len(stated) == len(prompts) >= 6
+    for count, said in zip(prompts, stated, strict=True):
+        assert missed(count, confidence) == pytest.approx(said, abs=0.015)
 
 
 def test_whole_prompts_are_drawn() -> None:

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 
 from flows.overrides import apply_overrides
-from mixer.__main__ import open_bench
-from mixer.actions import Bench
+from mixer.__main__ import open_session
+from mixer.actions import Session
 from stages.adapters.compatibility import linear_shapes
-from stages.adapters.files import write_adapter
+from stages.adapters.files import read_adapter, write_adapter
+from stages.adapters.strengths import with_strengths
 from stages.contracts.tables import SHARES, SLIM_STRENGTHS, write_table
 from tests.sampling.planting import (
     plant_adapter,
@@ -52,7 +55,20 @@ def project(tmp_path: Path, tiny_flux: FluxTransformer2DModel, nano_flux: Path) 
 
 
 @pytest.fixture
-def bench(project: Path) -> Iterator[Bench]:
+def other(project: Path) -> Path:
+    """The file of another LoRA of three blocks, which has weights for a text encoder as well."""
+    source = read_adapter(project / "data/train/adapter.safetensors")
+    part = with_strengths(source, dict.fromkeys(source.blocks[1:4], -0.7))
+    file = project / "other.safetensors"
+    write_adapter(file, part)
+    name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
+    text = {name.format("A"): torch.ones(2, 8), name.format("B"): torch.ones(8, 2)}
+    save_file(load_file(file) | text, file)
+    return file
+
+
+@pytest.fixture
+def session(project: Path) -> Iterator[Session]:
     """The project's mixer, loaded."""
     with ThreadPoolExecutor(1) as executor:
-        yield open_bench(project, [], project / "mixes", executor)
+        yield open_session(project, [], project / "mixes", executor)

@@ -1,6 +1,6 @@
 """The report in a real browser: it is used as a person uses it, by mouse, by keyboard, on a phone.
 
-A failing test keeps what was on the screen as failed.png in its tmp_path.
+A failing test keeps what was on the screen as failed.png: tests.browser.screens_of says where.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from playwright.sync_api import Locator, Page, expect
 from stages.contracts.params import Params
 from stages.report import report
 from stages.reporting.evidence import Evidence
-from tests.browser import Scheme, barriers, coarse, require_chromium, silent_page
+from tests.browser import (
+    SCREENS_VARIABLE,
+    Scheme,
+    barriers,
+    coarse,
+    require_chromium,
+    screens_of,
+    silent_page,
+)
 from tests.reporting.example import example_folders, example_params
 
 SCREENS = Path(__file__).parent / "screens"
@@ -147,6 +155,58 @@ def test_the_heat_map_is_laid_over_and_stretched(page_file: Path, tmp_path: Path
         assert np.abs(picture_of(shot, tmp_path / "own.png") - full).mean() > 0.0
 
 
+def test_blocks_side_by_side_are_faded_where_they_are_compared(
+    page_file: Path, tmp_path: Path
+) -> None:
+    """The dialog shuts the page's controls out: it has its own, by keyboard, and both agree."""
+    with silent_page(page_file, tmp_path) as page:
+        page.locator("#gallery .open").first.click()
+        page.get_by_label("Beside it").select_option(index=2)
+        shot = page.locator("#detail .shot").first
+
+        def look(name: str) -> np.ndarray:
+            page.mouse.move(0, 0)
+            return picture_of(shot, tmp_path / f"{name}.png")
+
+        before = look("before")
+        page.get_by_label("Beside it").focus()
+        page.keyboard.press("Tab")
+        expect(page.locator("#detail-overlay")).to_be_focused()
+        page.keyboard.press("Home")
+        bare = look("bare")
+        page.keyboard.press("End")
+        full = look("full")
+        assert np.abs(bare - full).mean() > np.abs(bare - before).mean() > 0.0
+        page.keyboard.press("Tab")
+        page.keyboard.press("Space")
+        assert np.abs(look("own") - full).mean() > 0.0
+        page.get_by_label("Beside it").select_option("")
+        page.keyboard.press("Escape")
+        expect(page.locator("#overlay")).to_have_value("100")
+        expect(page.locator("#own-scale")).to_be_checked()
+        page.locator("#own-scale").uncheck()
+        expect(page.locator("#detail-own-scale")).not_to_be_checked()
+
+
+def test_every_place_that_tells_a_share_tells_its_rank_interval(
+    page_file: Path, tmp_path: Path
+) -> None:
+    """The card, the panel beside the map and the dialog, with the ranks of the table."""
+    with silent_page(page_file, tmp_path) as page:
+        rows = page.locator("#ranking-table tbody tr").all()[:3]
+        for row in rows:
+            name = row.locator("th a").inner_text()
+            rank = f"rank {row.locator('td.places').inner_text()}"
+            card = page.locator(f'.card[data-block="{name}"]')
+            expect(card.locator(".places")).to_have_text(rank)
+            page.locator(f'.map-frame.wide-only a[data-block="{name}"]').hover()
+            told = re.compile(rf"%\), {rank}$")
+            expect(page.locator("#inspector [data-field=sentence]")).to_have_text(told)
+            card.locator(".open").click()
+            expect(page.locator(".detail-numbers")).to_have_text(told)
+            page.keyboard.press("Escape")
+
+
 def test_the_map_tells_intervals_on_hover_and_on_focus(
     page_file: Path, tmp_path: Path, evidence: Evidence
 ) -> None:
@@ -253,6 +313,17 @@ def test_the_checker_finds_what_is_wrong(page_file: Path, tmp_path: Path) -> Non
         ]
 
 
+def test_a_failed_test_keeps_its_screen(
+    page_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own folder, or where BLOCKLENS_SCREENS says, so that CI can hand it out."""
+    for folder in (tmp_path, tmp_path / "screens" / tmp_path.name):
+        with pytest.raises(AssertionError, match="as meant"), silent_page(page_file, tmp_path):
+            raise AssertionError("as meant")
+        assert (folder / "failed.png").stat().st_size > 10_000
+        monkeypatch.setenv(SCREENS_VARIABLE, str(tmp_path / "screens"))
+
+
 def test_the_keyboard_alone_is_enough(page_file: Path, tmp_path: Path) -> None:
     """The first key leads to the content, and whatever has the focus is seen to have it."""
     with silent_page(page_file, tmp_path) as page:
@@ -295,10 +366,11 @@ def test_the_first_screen_looks_as_it_did(
     """Compared coarsely with a committed one: see `coarse` for why, and what it still notices."""
     with silent_page(page_file, tmp_path, width, scheme) as page:
         page.evaluate("document.fonts.ready")
-        page.screenshot(path=tmp_path / f"{name}.png")
-        now = coarse(tmp_path / f"{name}.png")
+        taken = screens_of(tmp_path) / f"{name}.png"
+        page.screenshot(path=taken)
+        now = coarse(taken)
         then = coarse(SCREENS / f"{name}.png")
-        meant = f"If it is meant: cp {tmp_path / name}.png {SCREENS / name}.png"
+        meant = f"If it is meant: cp {taken} {SCREENS / name}.png"
         assert now.shape == then.shape, meant
         off = np.abs(now - then)
         assert off.mean() < MEAN_TOLERANCE, meant

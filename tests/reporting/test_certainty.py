@@ -42,12 +42,36 @@ def test_the_sentences_say_who_may_change_places(evidence: Evidence, overlapping
     assert told.together == pytest.approx(0.87)
     first, others = told.certainty
     if overlapping:
-        assert first.startswith("Which is first is open among 7")
-        assert others.startswith("0 of the 5 cannot leave")
-        assert others.endswith("change places with single.5, single.6.")
+        assert first.startswith("Seven blocks could be first: their 90")
+        assert others == (
+            "None of these 5 is certain to be in the top 5; "
+            "they could change places with single.5, single.6."
+        )
     else:
         assert first.startswith("single.0 is first")
-        assert others.startswith("These 5 are the first 5")
+        assert others.startswith("These 5 are the top 5")
+
+
+@pytest.mark.parametrize(
+    ("wide", "words"),
+    [
+        (4, "Only 1 of these 5 is certain to be in the top 5; the others could change places"),
+        (3, "Only 2 of these 5 are certain to be in the top 5; the others could change places"),
+    ],
+)
+def test_the_sentence_counts_in_good_english(evidence: Evidence, wide: int, words: str) -> None:
+    """One is certain, two are; the blocks behind them reach all the others."""
+    shares = [0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05]
+    reach = [0.001] * (5 - wide) + [0.2] * (wide + 2)
+    sure = [
+        share + (2.0 if half < 0.01 else 0.0) for share, half in zip(shares, reach, strict=True)
+    ]
+    blocks = tuple(
+        result(index, share, share - half, share + half)
+        for index, (share, half) in enumerate(zip(sure, reach, strict=True))
+    )
+    told = answer(type(evidence)(**{**vars(evidence), "blocks": blocks}), example_params())
+    assert told.certainty[1].startswith(words)
 
 
 def test_what_was_lost_is_told_with_its_doubt(evidence: Evidence) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from stages.reporting.evidence import BlockResult, Evidence
 from stages.reporting.overview import base_name, is_anecdotal, tell_overview
 from stages.reporting.words import percent
@@ -38,7 +40,7 @@ def test_comparisons_hold_prompts_without_the_trigger_apart(evidence: Evidence) 
 def test_doubts_are_told(evidence: Evidence) -> None:
     """Each weakness of the evidence is a caution, not a footnote."""
     findings = {f.name: f for f in tell_overview(evidence, example_params()).findings}
-    wanted = {"Sample", "Completeness", "Near zero", "Agreement", "Noise floor", "Bleed"}
+    wanted = {"Sample", "Completeness", "Near zero", "Agreement", "Repeat floor", "Bleed"}
     assert set(findings) == wanted | {"Stability of pictures"}
     assert findings["Sample"].caution
     assert findings["Sample"].figure == "2 × 2"
@@ -62,7 +64,9 @@ def test_the_block_that_bleeds_most_is_named(evidence: Evidence) -> None:
         key=lambda result: result.numbers["plain_share"] - result.numbers["share"],
     )
     there = percent(guessed.numbers["plain_share"])
-    assert f"{guessed.block} has {there} of that" in bleed(evidence.blocks)
+    here = percent(guessed.numbers["share"])
+    said = f"{guessed.block} has {there} of the change without the word, {here} with it."
+    assert said in bleed(evidence.blocks)
     measured = tuple(
         replace(result, numbers={**result.numbers, "bleed_stopped": 0.1 * place})
         if result.present
@@ -71,7 +75,45 @@ def test_the_block_that_bleeds_most_is_named(evidence: Evidence) -> None:
     )
     last = evidence.present[-1]
     part = percent(0.1 * evidence.blocks.index(last), 0)
-    assert f"Without {last.block} alone {part} of that would be gone" in bleed(measured)
+    assert f"Switching {last.block} off removes {part} of that change." in bleed(measured)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1.576, "change 1.58 times as much as with it (MSE): this LoRA bleeds."),
+        (0.25, "change 0.25 times as much as with it (MSE); up to 0.25 counts as little."),
+    ],
+)
+def test_bleeding_is_told_as_what_it_is(evidence: Evidence, value: float, words: str) -> None:
+    """The change without the word next to that with it; at the limit it is not yet a caution."""
+    findings = tell_overview(with_metrics(evidence, "evaluate", bleed=value), example_params())
+    bleed = next(finding for finding in findings.findings if finding.name == "Bleed")
+    assert words in bleed.meaning
+    assert bleed.caution == (value > 0.25)
+
+
+@pytest.mark.parametrize(
+    ("within", "words"),
+    [
+        (0, "No block is within rounding."),
+        (1, "1 block cannot be told from rounding."),
+        (3, "3 blocks cannot be told from rounding; they share a rank."),
+    ],
+)
+def test_ties_within_rounding_are_counted(evidence: Evidence, within: int, words: str) -> None:
+    """A picture drawn again in another batch is the least that can be told apart."""
+    marked = iter([1.0] * within + [0.0] * len(evidence.present))
+    blocks = tuple(
+        replace(result, numbers={**result.numbers, "only_in_noise": next(marked)})
+        if result.present
+        else result
+        for result in evidence.blocks
+    )
+    findings = tell_overview(replace(evidence, blocks=blocks), example_params()).findings
+    floor = next(finding for finding in findings if finding.name == "Repeat floor")
+    assert floor.meaning.endswith(words)
+    assert floor.caution == (within > 0)
 
 
 def test_one_prompt_with_one_seed_is_an_anecdote(evidence: Evidence) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from stages.runtime.files import git_blob_hash, rounded, sha256_file, write_json
+from stages.runtime.files import git_blob_hash, rounded, sha256_file, write_json, write_whole
 from stages.runtime.tensors import TensorForm, stream_safetensors, write_safetensors
 
 
@@ -100,3 +100,17 @@ def test_git_blob_hash_is_the_one_that_git_shows(tmp_path: Path, content: bytes,
     """The empty file's well-known name, and the example of Pro Git, 10.2."""
     (tmp_path / "x").write_bytes(content)
     assert git_blob_hash(tmp_path / "x") == name
+
+
+def test_half_written_file_never_has_the_name(tmp_path: Path) -> None:
+    """A writer that dies leaves what was there before."""
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def die(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_whole(target, die)
+    assert target.read_text() == "old"

@@ -1,4 +1,4 @@
-"""What a process opens once: a scene, what is missing for it, and what the model wears."""
+"""What a process opens once: a scene, what is missing for it, and the versions of the adapter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.sampling.generation import Job
 from stages.sampling.prompts import NamedPrompt
 from stages.sampling.session import (
     AS_TRAINED,
-    Outfit,
+    AdapterVersion,
     Scene,
     draw,
     draw_all,
@@ -91,19 +91,19 @@ def test_what_a_machine_lacks_is_named(scene: Scene) -> None:
     assert (str(scene.adapter), "missing") in [(p.where, p.what) for p in scene_problems(scene)]
 
 
-def test_outfits_are_made_of_the_adapter(scene: Scene) -> None:
+def test_versions_are_made_of_the_adapter(scene: Scene) -> None:
     """As trained, noise of its size, some blocks at strengths, and those at a smaller rank."""
     source = read_adapter(scene.adapter)
     some = {BLOCKS[1]: 1.0, BLOCKS[2]: 0.5}
     kept = with_strengths(source, some)
     expected = {
         AS_TRAINED: source,
-        Outfit(noise_seed=3): matched_noise(source, 3),
-        Outfit(strengths=tuple(some.items())): kept,
-        Outfit(strengths=tuple(some.items()), rank=1): at_rank(kept, 1)[0],
+        AdapterVersion(noise_seed=3): matched_noise(source, 3),
+        AdapterVersion(strengths=tuple(some.items())): kept,
+        AdapterVersion(strengths=tuple(some.items()), rank=1): at_rank(kept, 1)[0],
     }
-    for outfit, adapter in expected.items():
-        made = outfit.of(source)
+    for version, adapter in expected.items():
+        made = version.of(source)
         assert made.blocks == adapter.blocks
         for name, change in adapter.modules.items():
             assert torch.equal(made.modules[name].up, change.up)
@@ -115,7 +115,7 @@ def test_a_session_changes_clothes(scene: Scene) -> None:
     job = Job(PROMPT.name, 0, (1.0,) * len(BLOCKS))
     with open_session(scene) as session:
         (first,) = draw(session, (AS_TRAINED, [job]))
-        (noise,) = draw(session, (Outfit(noise_seed=3), [job]))
+        (noise,) = draw(session, (AdapterVersion(noise_seed=3), [job]))
         (again,) = draw(session, (AS_TRAINED, [job]))
     assert not np.array_equal(first, noise)
     np.testing.assert_array_equal(first, again)

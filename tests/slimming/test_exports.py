@@ -56,6 +56,25 @@ def test_kohya_gets_one_flag() -> None:
     )
 
 
+def test_a_kept_base_is_not_dropped_in_silence() -> None:
+    """No trainer's settings can name it, and each says so; they read as before besides."""
+    files = retraining_files((*FLUX.blocks, BASE), np.array([*STRENGTHS, 1.0]))
+    for name in ("params.yaml", "ai-toolkit.yaml", "kohya.txt"):
+        note, _, rest = files[name].partition("\n")
+        assert note.startswith("# base is kept, too")
+        assert rest == FILES[name]
+
+
+def test_base_alone_does_not_mean_every_block() -> None:
+    """An empty list would train all blocks: there is none, and the files say why."""
+    strengths = np.array([0.0] * len(FLUX.blocks) + [1.0])
+    files = retraining_files((*FLUX.blocks, BASE), strengths)
+    for name in ("params.yaml", "ai-toolkit.yaml"):
+        assert yaml.safe_load(files[name]) is None
+        assert files[name].startswith("# Only base is kept")
+    assert files["kohya.txt"].count("=none") == 2
+
+
 def test_the_vector_has_58_values() -> None:
     """Base first, then every block of the full file in order, with its strength."""
     values = FILES["inspire.txt"].strip().split(",")

@@ -216,16 +216,16 @@ def test_a_cluster_makes_the_same_pictures_and_survives_a_kill(
 ) -> None:
     """Two processes give this one's bytes, though one is killed -9 once there is a picture."""
     alone = contents(run("alone", random_seed=3))
-    original, killed = module._keep, list[int]()
+    original, killed = module.write_whole, list[int]()
 
-    def keep(path: Path, content: bytes) -> None:
-        original(path, content)
+    def keep(path: Path, write: Callable[[Path], object]) -> None:
+        original(path, write)
         if not killed:
             workers = psutil.Process().children(recursive=True)
             killed.extend(worker.pid for worker in workers if is_worker(worker))
             os.kill(killed[0], signal.SIGKILL)
 
-    monkeypatch.setattr(module, "_keep", keep)
+    monkeypatch.setattr(module, "write_whole", keep)
     monkeypatch.setenv("BLOCKLENS_DASK", "local:2")
     assert contents(run("cluster", random_seed=3)) == alone
     assert len(killed) == 2

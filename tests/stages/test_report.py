@@ -92,6 +92,9 @@ def test_a_lora_from_elsewhere_has_a_page_without_its_making(data: Path, tmp_pat
     assert not [mark for mark in making if mark in there]
     for mark in ('id="map"', 'id="blocks"', 'id="ranking"', 'id="slim"', 'id="provenance"'):
         assert mark in there
+    # without a target DVC would train, which needs pictures (flows/targets.py)
+    assert "\ndvc repro\nsha256sum" in here
+    assert "\ndvc repro report\nsha256sum" in there
     assert "learning_rate" in here
     assert "learning_rate" not in there
 

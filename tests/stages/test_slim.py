@@ -21,9 +21,9 @@ from stages.contracts.tables import BLOCKS as BLOCK_TABLE
 from stages.contracts.tables import CURVE, SLIM_RANKS, SLIM_STRENGTHS, read_table, write_table
 from stages.families.architecture import block_of
 from stages.imaging.metrics import recovery
+from stages.sampling.adapted_generator import adapted, load_generator
 from stages.sampling.generation import Job, generate
 from stages.sampling.prompts import name_prompts
-from stages.sampling.wardrobe import load_generator, worn
 from stages.slim import slim
 from tests.sampling.planting import plant_adapter, tiny_architecture, write_tiny_folder
 
@@ -183,7 +183,7 @@ def test_the_slim_file_makes_the_pictures_that_were_judged(run: Run, tmp_path: P
     prompts = name_prompts(PROMPTS).held_out
     folder = tmp_path / "base"
     bare = load_generator(folder, prompts, MODEL, SAMPLING)
-    with worn(bare, slimmed, SAMPLING, compiled=False) as generator:
+    with adapted(bare, slimmed, SAMPLING, compiled=False) as generator:
         job = Job("held-out-0", 2, (1.0,) * len(slimmed.blocks))
         ((_, drawn),) = generate(generator, [job], SAMPLING)
     kept = np.asarray(Image.open(out / "images" / "held-out-0-2" / "slim.png")).astype(int)

@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from stages.contracts.params import BlockSetting, ModelParams, PhaseParams, TrainParams
+from stages.contracts.params import (
+    BlockSetting,
+    ModelParams,
+    PhaseParams,
+    TrainingAdapterParams,
+    TrainParams,
+)
 from stages.encoding.encoded import Encoded
 from stages.families.architecture import Architecture
 from stages.optimisation.optimiser import build_optimiser
@@ -46,6 +52,23 @@ def test_says_how_to_train_it_again(encoded: Encoded, params: TrainParams) -> No
     assert json.loads(fields["blocklens.code"]) == {"stages/train.py": "a" * 40}
     assert fields["blocklens.seed"] == fields["ss_seed"] == str(params.seed)
     assert fields["blocklens.step"] == fields["ss_steps"] == "4"
+
+
+def test_a_training_adapter_of_this_machine_is_named_without_its_folder(
+    encoded: Encoded, params: TrainParams
+) -> None:
+    """The header is published; the hash says which file it was. One of the Hub is said whole."""
+    own = TrainingAdapterParams(
+        file="/home/someone/helper.safetensors", repository=None, revision=None, sha256="b" * 64
+    )
+    hub = TrainingAdapterParams(
+        file="folder/helper.safetensors", repository="a/b", revision="c" * 40, sha256=None
+    )
+    for helper, file in ((own, "helper.safetensors"), (hub, "folder/helper.safetensors")):
+        fields = metadata(encoded, params.model_copy(update={"training_adapter": helper}))
+        expected = {**helper.model_dump(), "file": file}
+        assert json.loads(fields["blocklens.train"])["training_adapter"] == expected
+        assert "/home" not in json.dumps(fields)
 
 
 def test_a_checkpoint_says_which_phase_it_is_of(encoded: Encoded, params: TrainParams) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.runtime.files import write_whole
 from stages.training.state import (
     Contents,
     Journal,
@@ -15,7 +16,6 @@ from stages.training.state import (
     clear_state,
     load_newest,
     save_state,
-    write_whole,
 )
 
 
@@ -83,26 +83,12 @@ def test_damaged_newest_falls_back(
 
 def test_state_whose_checkpoint_is_gone_is_not_used(tmp_path: Path) -> None:
     """A run that went on without an earlier checkpoint could not publish it at the end."""
-    write_whole(tmp_path / "checkpoints/a", lambda path: path.write_text("a") and None)
+    write_whole(tmp_path / "checkpoints/a", lambda path: path.write_text("a"))
     digest = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
     save(tmp_path, 3, {"checkpoints/a": digest})
     assert load_newest(tmp_path) is not None
     (tmp_path / "checkpoints/a").write_text("b")
     assert load_newest(tmp_path) is None
-
-
-def test_half_written_file_never_has_the_name(tmp_path: Path) -> None:
-    """A writer that dies leaves what was there before."""
-    target = tmp_path / "file"
-    target.write_text("old")
-
-    def die(path: Path) -> None:
-        path.write_text("half")
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError, match="killed"):
-        write_whole(target, die)
-    assert target.read_text() == "old"
 
 
 def test_unfinished_state_file_is_ignored(tmp_path: Path) -> None:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Sigma = Annotated[float, Field(gt=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+QUOTABLE: Final = re.compile(r'(?!-)[^"$`\\\x00-\x1f]+')
+"""A path that dvc.yaml can write between double quotes into a command."""
+
+
+def _check_command_path(text: str) -> str:
+    if text and not QUOTABLE.fullmatch(text):
+        raise ValueError(
+            'goes into a command and cannot have one of " $ ` \\ or a line end in it, or begin '
+            "with -"
+        )
+    return text
+
+
+CommandPath = Annotated[str, Field(min_length=1), AfterValidator(_check_command_path)]
 CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Channel = Annotated[int, Field(ge=0, le=255)]

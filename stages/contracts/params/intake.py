@@ -8,9 +8,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from stages.contracts.captions import unreadable_signs
+from stages.contracts.captions import unreadable_characters
 from stages.contracts.params.fields import (
     Channel,
+    CommandPath,
     CommitHash,
     Fraction,
     Positive,
@@ -81,11 +82,11 @@ class ConceptParams(Section):
 class PrepareParams(Section):
     """From raw pictures to checked ones of one size."""
 
-    images: Text = Field(
+    images: CommandPath = Field(
         description="Folder with the training pictures and their captions; sub-folders are "
         "concepts."
     )
-    validation_images: Text = Field(
+    validation_images: CommandPath = Field(
         description="Folder with pictures that are never trained on, only measured; the same as "
         "`images` where validation_share takes them from there."
     )
@@ -191,7 +192,7 @@ class CaptionParams(Section):
     captioner: Literal["sidecar", "template", "blip", "blip2", "florence2", "qwen-vl", "wd14"] = (
         Field(description="Kind of captioner for pictures that you wrote none for; sidecar: none.")
     )
-    folder: Text = Field(
+    folder: CommandPath = Field(
         description="Folder of the captioner's weights; with a repository, any folder to watch."
     )
     repository: Text | None = Field(
@@ -268,7 +269,7 @@ class CaptionParams(Section):
     @rule
     def _words_stay_on_one_line(self) -> None:
         for name in ("trigger", "subject", "template", "prefix", "suffix"):
-            if unreadable_signs(getattr(self, name)):
+            if unreadable_characters(getattr(self, name)):
                 raise ValueError(f"{name} holds line breaks or control characters")
 
 
@@ -307,7 +308,7 @@ class EncodeParams(Section):
 
     @rule
     def _class_stays_on_one_line(self) -> None:
-        if unreadable_signs(self.trigger_class):
+        if unreadable_characters(self.trigger_class):
             raise ValueError("trigger_class holds line breaks or control characters")
 
     @rule

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from stages.contracts.block_patterns import BlockPattern
 from stages.contracts.blocks import BASE
 from stages.contracts.params.fields import (
+    CommandPath,
     Fraction,
     Positive,
     Section,
@@ -40,7 +41,9 @@ Pattern = Annotated[str, AfterValidator(_check_pattern)]
 class SplitParams(Section):
     """Which adapter is taken apart."""
 
-    adapter: Text = Field(description="The LoRA file; data/train/adapter.safetensors is our own.")
+    adapter: CommandPath = Field(
+        description="The LoRA file; data/train/adapter.safetensors is our own."
+    )
 
 
 class RenderParams(Section):
@@ -197,7 +200,7 @@ class ReportParams(Section):
     """The page."""
 
     title: Text = Field(description="Heading of the report.")
-    origin: Text = Field(
+    origin: CommandPath = Field(
         description="Folder with prepare/, caption/ and train/ of the run that made the LoRA: "
         "data; data/elsewhere, which is empty, for a LoRA that was not trained here."
     )

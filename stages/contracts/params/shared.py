@@ -49,7 +49,8 @@ class SamplingParams(Section):
         description="Value given to the guidance embedding (FLUX.1-dev: 3.5)."
     )
     batch: Positive = Field(
-        description="Pictures in one forward pass; fixed, so that no picture depends on others."
+        description="Pictures in one forward pass. With another number pictures agree to the "
+        "rounding of the precision, not bit for bit."
     )
 
 

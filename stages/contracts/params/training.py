@@ -121,7 +121,7 @@ class TrainParams(Section):
         description="The optimiser's rate; prodigy finds its own and takes this as a factor: 1.0."
     )
     scheduler: SchedulerName = Field(
-        description="Course of the rate after warm-up; schedule-free-adamw needs constant."
+        description="Learning-rate schedule after warm-up; schedule-free-adamw needs constant."
     )
     scheduler_cycles: Positive = Field(description="Times that cosine-restarts starts anew.")
     scheduler_power: Annotated[float, Field(gt=0.0)] = Field(

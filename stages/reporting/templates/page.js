@@ -56,21 +56,23 @@
   const modes = all("[data-mode]").filter((element) => element.matches("button"));
   modes.forEach((button) => button.addEventListener("click", () => { state.mode = button.dataset.mode; press(modes, button); arrange(); inspect(inspected); }));
   // From the picture (0) over its changed parts alone (0.7) to the bare map (1); as in page.py.
-  one("#overlay").addEventListener("input", (event) => {
-    const at = event.target.value / 100;
+  // A modal dialog shuts the page's own controls out, so it has its own pair; both pairs agree.
+  const follow = (field, now) => (event) => { all(`.${event.target.className}`).forEach((other) => { other[field] = event.target[field]; }); now(event.target); };
+  const fade = (slider) => {
+    const at = slider.value / 100;
     const veil = Array.from({ length: 17 }, (_, step) => {
       const glow = (step / 16) ** 0.6;
       return (at <= 0.7 ? (at / 0.7) * glow : glow + ((at - 0.7) / 0.3) * (1 - glow)).toFixed(3);
     });
     one("#veil").setAttribute("tableValues", veil.join(" "));
-  });
-  const ownScale = () => {
-    const own = one("#own-scale").checked;
-    gallery.classList.toggle("own", own);
+  };
+  all(".overlay").forEach((slider) => slider.addEventListener("input", follow("value", fade)));
+  const ownScale = ({ checked: own }) => {
+    [gallery, one(".detail-grid")].forEach((place) => place.classList.toggle("own", own));
     all("#scale [data-own]").forEach((element) => { element.hidden = !own; });
     all("#scale [data-shared]").forEach((element) => { element.hidden = own; });
   };
-  one("#own-scale").addEventListener("change", ownScale);
+  all(".own-box").forEach((box) => box.addEventListener("change", follow("checked", ownScale)));
 
   // The map: hover and focus tell, Enter and click open.
   let inspected = gallery.firstElementChild.dataset.block;
@@ -137,7 +139,7 @@
       ? [none, full, ...shots[0].flatMap((shot, index) => shots.map((each, which) => shotFigure(each[index], shown[which].dataset.block)))]
       : [none, ...shots[0].map((shot) => shotFigure(shot)), full];
     block.className = "detail-pair";
-    row.className = "detail-row" + (two ? " paired" : "") + (one("#own-scale").checked ? " own" : "");
+    row.className = "detail-row" + (two ? " paired" : "");
     row.style.setProperty("--shown", two ? 2 : images.length);
     title.textContent = option.textContent;
     row.append(...images);
@@ -216,6 +218,6 @@
   }));
 
   arrange();
-  ownScale();
+  ownScale(one("#own-scale"));
   inspect(inspected);
 })();

@@ -16,6 +16,7 @@ import pytest
 
 from flows.experiments.dvc_experiments import read_experiments
 from flows.experiments.fan_out import POOL, online_workers
+from flows.gpus import driver_gpus
 from flows.serve import experiment_workers
 from tests.flows.conftest import is_alive, run_dvc, wait_until
 from tests.flows.sweep_project import ROOT, make_project
@@ -196,7 +197,8 @@ def test_two_workers_share_a_sweep_and_one_may_die(tmp_path: Path, start: Start)
 def test_each_worker_has_a_clone_and_a_gpu_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The GPUs that CUDA_VISIBLE_DEVICES lists go round; without a list nothing is set."""
+    """The GPUs that CUDA_VISIBLE_DEVICES lists go round; without a list, all that there are."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     project = tmp_path / "project"
     git(tmp_path, "init", "--quiet", str(project))
     run_dvc(project, "init", "--quiet")
@@ -212,10 +214,21 @@ def test_each_worker_has_a_clone_and_a_gpu_of_its_own(
     assert clones == [tmp_path / f"clone-{number}" for number in (1, 2, 3)]
     assert all((clone / ".dvc").is_dir() for clone in clones)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    (worker,) = experiment_workers(
-        project, tmp_path / "clone", "http://nowhere/api", 1, None
-    ).values()
-    assert "CUDA_VISIBLE_DEVICES" not in worker.environment
+    for said, expected in (
+        ("GPU-a, [N/A]\nGPU-b, Enabled\nGPU-c, Disabled\n", "GPU-a"),
+        ("", None),
+    ):
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        tool.chmod(0o755)
+        workers = experiment_workers(project, tmp_path / "clone", "http://nowhere/api", 1, None)
+        (worker,) = workers.values()
+        assert worker.environment.get("CUDA_VISIBLE_DEVICES") == expected
+        assert driver_gpus() == (["GPU-a", "GPU-c"] if said else [])
+        monkeypatch.setenv("BLOCKLENS_PROCESSES", "2")  # each experiment takes two itself
+        workers = experiment_workers(project, tmp_path / "clone", "http://nowhere/api", 1, None)
+        assert "CUDA_VISIBLE_DEVICES" not in workers["experiments-1"].environment
+        monkeypatch.delenv("BLOCKLENS_PROCESSES")
 
 
 @pytest.mark.usefixtures("prefect_server")

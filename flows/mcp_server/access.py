@@ -82,7 +82,7 @@ def read_access(host: str, port: int, allowed_hosts: Sequence[str]) -> Access:
             "of `openssl rand -hex 32`, or listen on 127.0.0.1"
         )
     if token and (len(token) < TOKEN_SIGNS or not token.isascii() or not token.isprintable()):
-        raise AccessError(f"{TOKEN} has to have {TOKEN_SIGNS} or more plain ASCII signs")
+        raise AccessError(f"{TOKEN} must be at least {TOKEN_SIGNS} printable ASCII characters")
     if _is_any(host) and not allowed_hosts:
         raise AccessError(
             f"{host} has no name of its own: say with --allow-host NAME:{port} how clients call it"

@@ -14,12 +14,12 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.door import configs, datasets, jobs, tools
-from flows.door.access import Access
-from flows.door.datasets import SentFile, Split
-from flows.door.limits import LOG_LINES
-from flows.door.requests import require_job
-from flows.door.tools import House
+from flows.mcp_server import configs, datasets, jobs, tools
+from flows.mcp_server.access import Access
+from flows.mcp_server.datasets import SentFile, Split
+from flows.mcp_server.limits import LOG_LINES
+from flows.mcp_server.requests import require_job
+from flows.mcp_server.tools import Workspace
 from stages.contracts.errors import BlocklensError
 
 NAME: Final = "blocklens"
@@ -45,9 +45,14 @@ class DatasetFile(BaseModel):
     sha256: Sha256 = None
 
 
-def build_server(house: House, access: Access | None) -> MCPServer[Any]:
+def build_server(workspace: Workspace, access: Access | None) -> MCPServer[Any]:
     """Return the server with all tools; `access` for HTTP, none for stdio."""
-    made = (_config_tools(house), _data_tools(house), _job_tools(house), _model_tools(house))
+    made = (
+        _config_tools(workspace),
+        _data_tools(workspace),
+        _job_tools(workspace),
+        _model_tools(workspace),
+    )
     return MCPServer(
         NAME,
         title="Blocklens",
@@ -59,10 +64,10 @@ def build_server(house: House, access: Access | None) -> MCPServer[Any]:
     )
 
 
-def _config_tools(house: House) -> list[Tool]:
+def _config_tools(workspace: Workspace) -> list[Tool]:
     def list_presets() -> dict[str, Any]:
         """List the complete recipes that a config is made of: base model, memory, purpose."""
-        return {"presets": configs.presets(house.root)}
+        return {"presets": configs.presets(workspace.root)}
 
     def create_training_config(
         config: Name,
@@ -77,23 +82,23 @@ def _config_tools(house: House) -> list[Tool]:
     ) -> dict[str, Any]:
         """Keep a preset, with changes, under a name. Every value is checked."""
         return configs.create_config(
-            house.inbox, house.root, config, preset, trigger, overrides or {}
+            workspace.inbox, workspace.root, config, preset, trigger, overrides or {}
         )
 
     def list_configs() -> dict[str, Any]:
         """List the configs that were created."""
-        return {"configs": configs.list_configs(house.inbox)}
+        return {"configs": configs.list_configs(workspace.inbox)}
 
     def get_config(config: Name) -> dict[str, Any]:
         """Return a config as YAML: a complete params.yaml."""
-        return {"config": config, "text": configs.read_config(house.inbox, config)}
+        return {"config": config, "text": configs.read_config(workspace.inbox, config)}
 
     def validate_config(
         config: Annotated[str | None, Field(description="A config that was created.")] = None,
         text: Annotated[str | None, Field(description="Or the YAML of one.")] = None,
     ) -> dict[str, Any]:
         """Check a config, or the YAML of one, and return everything that is wrong with it."""
-        return tools.validate_config(house, config, text)
+        return tools.validate_config(workspace, config, text)
 
     return [
         _tool(list_presets, reads=True),
@@ -104,7 +109,7 @@ def _config_tools(house: House) -> list[Tool]:
     ]
 
 
-def _data_tools(house: House) -> list[Tool]:
+def _data_tools(workspace: Workspace) -> list[Tool]:
     def upload_dataset(
         dataset: Name,
         files: list[DatasetFile],
@@ -117,15 +122,15 @@ def _data_tools(house: House) -> list[Tool]:
     ) -> dict[str, Any]:
         """Add pictures and captions to a dataset, all of them or none; nothing is replaced."""
         sent = [SentFile(file.name, file.data, file.sha256) for file in files]
-        return tools.upload_dataset(house, dataset, sent, split, concept)
+        return tools.upload_dataset(workspace, dataset, sent, split, concept)
 
     def list_datasets(
         dataset: Annotated[str | None, Field(description="One of them: with its files.")] = None,
     ) -> dict[str, Any]:
         """List the datasets, or the files of one."""
         if dataset is not None:
-            return datasets.describe(house.inbox, dataset)
-        return {"datasets": datasets.summaries(house.inbox)}
+            return datasets.describe(workspace.inbox, dataset)
+        return {"datasets": datasets.summaries(workspace.inbox)}
 
     async def generate_captions(
         dataset: Name, config: Name, name: JobName = None
@@ -134,7 +139,7 @@ def _data_tools(house: House) -> list[Tool]:
 
         get-training-status has them when it has ended. Training does this too.
         """
-        return await tools.generate_captions(house, dataset, config, name)
+        return await tools.generate_captions(workspace, dataset, config, name)
 
     return [
         _tool(upload_dataset),
@@ -143,12 +148,12 @@ def _data_tools(house: House) -> list[Tool]:
     ]
 
 
-def _job_tools(house: House) -> list[Tool]:
-    url = house.prefect_url
+def _job_tools(workspace: Workspace) -> list[Tool]:
+    url = workspace.prefect_url
 
     async def start_training(dataset: Name, config: Name, name: JobName = None) -> dict[str, Any]:
         """Start a job that trains a LoRA. Jobs run one after the other; what is done is reused."""
-        return await tools.start_training(house, dataset, config, name)
+        return await tools.start_training(workspace, dataset, config, name)
 
     async def evaluate_blocks(
         model: Annotated[str, Field(description="JOB.adapter of a training, or an uploaded LoRA.")],
@@ -156,11 +161,11 @@ def _job_tools(house: House) -> list[Tool]:
         name: JobName = None,
     ) -> dict[str, Any]:
         """Start a job that measures every block, makes the slim LoRA and the report."""
-        return await tools.evaluate_blocks(house, model, config, name)
+        return await tools.evaluate_blocks(workspace, model, config, name)
 
     async def get_training_status(job: JobId) -> dict[str, Any]:
         """Return state, message, stages and results (metrics, files, blocks, captions) of a job."""
-        return await tools.job_status(house, job)
+        return await tools.job_status(workspace, job)
 
     async def get_training_logs(
         job: JobId,
@@ -188,36 +193,36 @@ def _job_tools(house: House) -> list[Tool]:
     ]
 
 
-def _model_tools(house: House) -> list[Tool]:
+def _model_tools(workspace: Workspace) -> list[Tool]:
     def upload_lora_chunked_start(
         model: Name, total_bytes: int, sha256: Sha256 = None
     ) -> dict[str, Any]:
         """Begin to upload a LoRA (.safetensors) from elsewhere; returns the id for its pieces."""
-        return house.uploads.start(model, total_bytes, sha256)
+        return workspace.uploads.start(model, total_bytes, sha256)
 
     def upload_lora_chunked_append(
         upload: str, index: Annotated[int, Field(description="0, 1, 2 …")], data: str
     ) -> dict[str, Any]:
         """Send the next piece of a LoRA, base64."""
-        return house.uploads.append(upload, index, data)
+        return workspace.uploads.append(upload, index, data)
 
     def upload_lora_chunked_finish(upload: str) -> dict[str, Any]:
         """End an upload: size, hash and header are checked before the LoRA is taken."""
-        return house.uploads.finish(upload)
+        return workspace.uploads.finish(upload)
 
     async def list_models() -> dict[str, Any]:
         """List the LoRAs: uploaded ones, and what jobs have made (adapter, adapter-slim)."""
-        return await tools.list_models(house)
+        return await tools.list_models(workspace)
 
     async def download_model(
         model: Annotated[str, Field(description="One of list-models.")], offset: int = 0
     ) -> str:
         """Return a piece of a LoRA as JSON, base64 in `data`; go on at next_offset until null."""
-        return json.dumps(await tools.download_model(house, model, offset))
+        return json.dumps(await tools.download_model(workspace, model, offset))
 
     async def get_system_stats() -> dict[str, Any]:
         """Return cores, memory, disk and GPUs of the machine, and whether jobs can run."""
-        return await tools.system_stats(house)
+        return await tools.system_stats(workspace)
 
     return [
         _tool(upload_lora_chunked_start),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from flows.door.inbox import (
+from flows.mcp_server.inbox import (
     Inbox,
     changing,
     existing,
@@ -20,7 +20,7 @@ from flows.door.inbox import (
     require_space,
     workbench,
 )
-from flows.door.limits import (
+from flows.mcp_server.limits import (
     CALL_BYTES,
     CALL_FILES,
     CAPTION_BYTES,
@@ -29,7 +29,13 @@ from flows.door.limits import (
     FILE_BYTES,
     PICTURE_PIXELS,
 )
-from flows.door.requests import RequestError, content_problem, decoded, name_problem, require_name
+from flows.mcp_server.requests import (
+    RequestError,
+    content_problem,
+    decoded,
+    name_problem,
+    require_name,
+)
 from stages.contracts.errors import Problem
 from stages.imaging.folder import CAPTION_SUFFIX, PICTURE_SUFFIXES, list_folder, shared_names
 from stages.imaging.inspection import PictureLimits, PictureRefusedError, read_picture
@@ -115,9 +121,11 @@ def read_dataset(inbox: Inbox, dataset: str) -> Dataset:
     """Return the folders of a dataset for `prepare`.
 
     Raises:
-        RequestError: there is no such dataset, or it has no training pictures.
+        RequestError: there is no such dataset, it has no training pictures, or a link is in it.
     """
     top = existing(inbox, "dataset", dataset)
+    for path in sorted(top.rglob("*")):
+        require_no_link(inbox.root, path)
     train, validation = (top / split for split in SPLITS)
     if not train.is_dir():
         problem = Problem(dataset, "has no training pictures", "Upload some with split: train.")
@@ -200,7 +208,8 @@ def _place(inbox: Inbox, bench: Path, top: Path, folder: PurePosixPath) -> None:
     have = _files(top) if top.exists() else []
     _require_fits(inbox, have, new)
     target = top / folder
-    require_no_link(inbox.root, target)
+    for place in (target, *(top / split for split in SPLITS)):
+        require_no_link(inbox.root, place)
     _require_no_clash(bench, new, top, folder)
     if top.exists():
         for part in (target.parent, target):

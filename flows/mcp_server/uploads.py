@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from flows.door.adapter_header import adapter_problem
-from flows.door.inbox import Inbox, changing, put_file, require_new, require_space
-from flows.door.limits import ADAPTER_BYTES, CHUNK_BYTES, OPEN_UPLOADS
-from flows.door.models import is_of_a_job
-from flows.door.requests import RequestError, decoded, sha256_problem, shown
+from flows.mcp_server.adapter_header import adapter_problem
+from flows.mcp_server.inbox import Inbox, changing, put_file, require_new, require_space
+from flows.mcp_server.limits import ADAPTER_BYTES, CHUNK_BYTES, OPEN_UPLOADS
+from flows.mcp_server.models import is_of_a_job
+from flows.mcp_server.requests import RequestError, decoded, sha256_problem, shown
 from stages.contracts.errors import Problem
 
 FORGOTTEN_AFTER_S: Final = 3600.0
@@ -57,8 +58,9 @@ class Uploads:
                 problems.append(Problem("name", what, "Take another name."))
             if found := [problem for problem in problems if problem]:
                 raise RequestError("This upload is refused", found)
-            require_space(self._inbox, total_bytes)
             self._forget()
+            to_come = sum(each.total_bytes - each.received_bytes for each in self._open.values())
+            require_space(self._inbox, to_come + total_bytes)
             if len(self._open) >= OPEN_UPLOADS:
                 problem = Problem("uploads", f"{len(self._open)} are open", "Finish one first.")
                 raise RequestError("This upload is refused", [problem])
@@ -73,7 +75,8 @@ class Uploads:
 
         Raises:
             RequestError: there is no such upload, it is another piece's turn, or the piece is
-                not base64, empty, too large, or more than was to come. Nothing is taken then.
+                not base64, empty, too large, more than was to come, or does not fit on the disk.
+                Nothing is taken then.
         """
         with self._lock:
             upload = self._find(upload_id)
@@ -87,8 +90,7 @@ class Uploads:
             if (size := upload.received_bytes + len(content)) > upload.total_bytes:
                 what = f"makes {size} bytes, more than the {upload.total_bytes} announced"
                 raise _refused(Problem(where, what, "Begin again with the true size."))
-            with upload.path.open("ab") as file:
-                file.write(content)
+            _write_piece(upload, where, content)
             upload.received_bytes, upload.chunks, upload.last_s = (
                 size,
                 upload.chunks + 1,
@@ -134,6 +136,18 @@ class Uploads:
         deadline = time.monotonic() - FORGOTTEN_AFTER_S
         for upload_id in [each for each, upload in self._open.items() if upload.last_s < deadline]:
             self._open.pop(upload_id).path.unlink(missing_ok=True)
+
+
+def _write_piece(upload: Upload, where: str, content: bytes) -> None:
+    """Write a piece behind those that have come, all of it or none."""
+    try:
+        with upload.path.open("ab") as file:
+            file.write(content)
+    except OSError as error:
+        os.truncate(upload.path, upload.received_bytes)
+        what = f"could not be written ({error.strerror})"
+        problem = Problem(where, what, "Make room on the server and send it again.")
+        raise _refused(problem) from error
 
 
 def _size_problem(total_bytes: int) -> Problem | None:

@@ -12,16 +12,20 @@ from typing import Final
 
 from safetensors import SafetensorError, safe_open
 
-from flows.door.limits import HEADER_BYTES
+from flows.mcp_server.limits import HEADER_BYTES
 from stages.contracts.errors import Problem
 
 _LENGTH_BYTES: Final = 8
 _PART: Final = re.compile(
-    r"\.(?:lora[._](?:A|B|down|up)\b.*|lora_down.*|lora_up.*|hada_w\w+|lokr_w\w+)$"
+    r"\.(?:lora[._](?:A|B|down|up)\b.*|lora_down.*|lora_up.*|hada_w\w+|lokr_w\w+"
+    r"|(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight)$"
 )
 """The last words of a LoRA's tensors in the dialects that stage `split` reads."""
 
-_NUMBERS: Final = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+_ALPHA: Final = ".alpha"
+_NUMBERS: Final = frozenset({"F32", "F16", "BF16"})
+"""What stage `split` takes for all but an alpha, which is one number of any kind."""
+
 _PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLE_REMEDY: Final = "Pickles can run code and are never opened: send the .safetensors file."
 
@@ -59,6 +63,8 @@ def _content_problem(dtypes: dict[str, str], where: str) -> Problem | None:
     if not any(_PART.search(name) for name in dtypes):
         what = f"has {len(dtypes)} tensors, and none is of a LoRA"
         return Problem(where, what, "Send an adapter (LoRA, DoRA, LoHa, LoKr), not a whole model.")
-    if wrong := sorted(set(dtypes.values()) - _NUMBERS):
-        return Problem(where, f"has tensors of {', '.join(wrong)}", "Send 8 to 64 bit floats.")
+    kinds = {dtype for name, dtype in dtypes.items() if not name.endswith(_ALPHA)}
+    if wrong := sorted(kinds - _NUMBERS):
+        remedy = "Save it in float32, float16 or bfloat16."
+        return Problem(where, f"has tensors of {', '.join(wrong)}", remedy)
     return None

@@ -1,4 +1,4 @@
-"""One loaded model that wears one adapter after another, for pictures of each."""
+"""One loaded model with one adapter after another, for pictures of each."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def load_generator(
 
 
 @contextmanager
-def worn(
+def adapted(
     generator: Generator, adapter: Adapter, sampling: SamplingParams, *, compiled: bool
 ) -> Iterator[Generator]:
-    """Yield the generator with a gate per block of `adapter`; on leaving, the model is bare again.
+    """Yield the generator with a gate per block of `adapter`, which is taken off on leaving.
 
     Args:
         generator: without an adapter.
-        adapter: the one to wear; the gates' order is that of its blocks.
+        adapter: the one to attach; the gates' order is that of its blocks.
         sampling: how pictures are made; `batch` is the number of gates per block.
         compiled: compile the transformer's blocks, with gates that need no second compilation.
 

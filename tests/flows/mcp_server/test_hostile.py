@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import resource
+import shutil
 import struct
 import zipfile
 import zlib
@@ -17,7 +20,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from flows.door.limits import (
+from flows.mcp_server.limits import (
     ADAPTER_BYTES,
     CALL_FILES,
     CAPTION_BYTES,
@@ -26,8 +29,8 @@ from flows.door.limits import (
     HEADER_BYTES,
     OPEN_UPLOADS,
 )
-from flows.door.tools import House
-from tests.flows.door.conftest import call, encoded, opened_house, picture, png, refusal
+from flows.mcp_server.tools import Workspace
+from tests.flows.mcp_server.conftest import call, encoded, opened_house, picture, png, refusal
 
 JOB = "0123abcd-0123-0123-0123-0123456789ab"
 BAD_NAMES = {
@@ -64,36 +67,39 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """An inbox with a dataset, a config, a LoRA, and links to what is outside.
 
     One for all requests: none of them may change it.
     """
     folder = tmp_path_factory.mktemp("furnished")
-    with opened_house(folder) as house:
-        furnish(house, folder / "secret")
-        yield house
+    with opened_house(folder) as workspace:
+        furnish(workspace, folder / "secret")
+        yield workspace
 
 
-def furnish(house: House, secret: Path) -> None:
+def furnish(workspace: Workspace, secret: Path) -> None:
     """Put things into an inbox, and links to things in `secret`."""
     (secret / "train").mkdir(parents=True)
     (secret / "train" / "private.png").write_bytes(png())
     (secret / "key.safetensors").write_bytes(adapter())
     (secret / "params.yaml").write_text("secret: 1\n")
-    root = house.inbox.root
+    root = workspace.inbox.root
     (root / "datasets" / "link").symlink_to(secret)
     (root / "configs" / "link.yaml").symlink_to(secret / "params.yaml")
     (root / "adapters" / "link.safetensors").symlink_to(secret / "key.safetensors")
     (root / "adapters" / "here.safetensors").write_bytes(adapter())
-    call(house, "upload-dataset", dataset="here", files=[picture("a.png")])
-    (root / "datasets" / "here" / "validation").symlink_to(secret)
-    call(house, "create-training-config", config="here", preset="nano-flux")
+    call(workspace, "upload-dataset", dataset="here", files=[picture("a.png")])
+    call(workspace, "upload-dataset", dataset="linked", files=[picture("a.png")])
+    (root / "datasets" / "linked" / "validation").symlink_to(secret)
+    call(workspace, "upload-dataset", dataset="deep", files=[picture("a.png")])
+    (root / "datasets" / "deep" / "train" / "concept").symlink_to(secret / "train")
+    call(workspace, "create-training-config", config="here", preset="nano-flux")
 
 
-def outside(house: House) -> Path:
-    """Return the folder that a furnished house and the secret lie in."""
-    return house.inbox.root.parents[1]
+def outside(workspace: Workspace) -> Path:
+    """Return the folder that a furnished workspace and the secret lie in."""
+    return workspace.inbox.root.parents[1]
 
 
 def adapter(name: str = "lora_A.weight", dtype: Any = np.float16) -> bytes:
@@ -198,9 +204,10 @@ REQUESTS: dict[str, tuple[str, dict[str, Any] | Callable[[], dict[str, Any]], st
     "into a link": (UPLOAD, {"dataset": "link", "files": [picture("b.png")]}, "is a link"),
     "into a linked split": (
         UPLOAD,
-        {"dataset": "here", "files": [picture("b.png")], "split": "validation"},
+        {"dataset": "linked", "files": [picture("b.png")], "split": "validation"},
         "is a link",
     ),
+    "beside a linked split": (UPLOAD, {"dataset": "linked", "files": [picture("b.png")]}, "a link"),
     "split that is a path": (UPLOAD, files(picture("a.png")) | {"split": "../.."}, "train"),
     "concept that is a path": (
         UPLOAD,
@@ -250,6 +257,16 @@ REQUESTS: dict[str, tuple[str, dict[str, Any] | Callable[[], dict[str, Any]], st
         "there is no nothing",
     ),
     "training on a link": ("start-training", {"dataset": "link", "config": "here"}, "is a link"),
+    "training on a linked split": (
+        "start-training",
+        {"dataset": "linked", "config": "here"},
+        "datasets/linked/validation: is a link",
+    ),
+    "training on a linked concept": (
+        "start-training",
+        {"dataset": "deep", "config": "here"},
+        "datasets/deep/train/concept: is a link",
+    ),
     "training without a config": (
         "start-training",
         {"dataset": "here", "config": "../../params"},
@@ -306,7 +323,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any] | Callable[[], dict[str, Any]], st
 
 
 @pytest.mark.parametrize("what", REQUESTS)
-def test_a_hostile_request_is_refused_and_writes_nothing(furnished: House, what: str) -> None:
+def test_a_hostile_request_is_refused_and_writes_nothing(furnished: Workspace, what: str) -> None:
     """Whatever is asked for, the answer says why not, and every file is as it was."""
     tool, arguments, answer = REQUESTS[what]
     before = snapshot(outside(furnished))
@@ -319,7 +336,7 @@ def test_a_hostile_request_is_refused_and_writes_nothing(furnished: House, what:
 
 
 @pytest.mark.parametrize("name", BAD_NAMES.values(), ids=BAD_NAMES)
-def test_no_tool_takes_a_name_outside_the_grammar(furnished: House, name: str) -> None:
+def test_no_tool_takes_a_name_outside_the_grammar(furnished: Workspace, name: str) -> None:
     """Datasets, configs, LoRAs and runs have the same grammar, wherever they are named."""
     before = snapshot(outside(furnished))
     here = {"dataset": "here", "config": "here"}
@@ -340,7 +357,7 @@ def test_no_tool_takes_a_name_outside_the_grammar(furnished: House, name: str) -
     assert snapshot(outside(furnished)) == before
 
 
-def test_a_config_that_explodes_is_not_read(furnished: House) -> None:
+def test_a_config_that_explodes_is_not_read(furnished: Workspace) -> None:
     """YAML can refer to itself, name Python's own objects, and be deeper than a stack."""
     laughs = "a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]\n"
     for text, answer in (
@@ -388,6 +405,7 @@ NO_LORAS = {
     ),
     "a whole model": (adapter("weight"), "none is of a LoRA"),
     "whole numbers": (adapter(dtype=np.int32), "has tensors of I32"),
+    "numbers that no stage reads": (adapter(dtype=np.float64), "has tensors of F64"),
     "header without end": (
         struct.pack("<Q", HEADER_BYTES + 1) + b" " * (HEADER_BYTES + 2),
         "has a header of",
@@ -395,37 +413,39 @@ NO_LORAS = {
 }
 
 
-def send_adapter(house: House, content: bytes, **start: Any) -> str:
+def send_adapter(workspace: Workspace, content: bytes, **start: Any) -> str:
     """Send a file as a LoRA and return the id of the upload, which is not finished."""
     asked = {"model": "new", "total_bytes": len(content)} | start
-    upload: str = call(house, "upload-lora-chunked-start", **asked)["upload"]
+    upload: str = call(workspace, "upload-lora-chunked-start", **asked)["upload"]
     for index, begin in enumerate(range(0, len(content), CHUNK_BYTES)):
         piece = encoded(content[begin : begin + CHUNK_BYTES])
-        call(house, "upload-lora-chunked-append", upload=upload, index=index, data=piece)
+        call(workspace, "upload-lora-chunked-append", upload=upload, index=index, data=piece)
     return upload
 
 
 @pytest.mark.parametrize("what", NO_LORAS)
-def test_what_is_no_lora_is_not_taken(house: House, tmp_path: Path, what: str) -> None:
+def test_what_is_no_lora_is_not_taken(workspace: Workspace, tmp_path: Path, what: str) -> None:
     """Pickles, pages, cut and lying files end with their upload."""
     content, answer = NO_LORAS[what]
     before = snapshot(tmp_path)
-    upload = send_adapter(house, content)
-    assert answer in refusal(house, "upload-lora-chunked-finish", upload=upload)
-    assert "is not open" in refusal(house, "upload-lora-chunked-finish", upload=upload)
+    upload = send_adapter(workspace, content)
+    assert answer in refusal(workspace, "upload-lora-chunked-finish", upload=upload)
+    assert "is not open" in refusal(workspace, "upload-lora-chunked-finish", upload=upload)
     assert snapshot(tmp_path) == before
 
 
-def test_pieces_have_an_order_and_a_sum(house: House) -> None:
+def test_pieces_have_an_order_and_a_sum(workspace: Workspace) -> None:
     """A piece twice, early, too large or too much changes nothing, and the right one still fits."""
     content = adapter()
     whole = {"model": "new", "total_bytes": len(content)}
-    upload = call(house, "upload-lora-chunked-start", **whole)["upload"]
+    upload = call(workspace, "upload-lora-chunked-start", **whole)["upload"]
     half = len(content) // 2
 
     def refused(index: int, piece: bytes) -> str:
         data = encoded(piece)
-        return refusal(house, "upload-lora-chunked-append", upload=upload, index=index, data=data)
+        return refusal(
+            workspace, "upload-lora-chunked-append", upload=upload, index=index, data=data
+        )
 
     assert "is not the next one, which is 0" in refused(1, content)
     assert "is not the next one" in refused(-1, content)
@@ -433,43 +453,80 @@ def test_pieces_have_an_order_and_a_sum(house: House) -> None:
     assert "is empty" in refused(0, b"")
     assert "allowed" in refused(0, b"x" * (CHUNK_BYTES + 1))
     first = {"upload": upload, "index": 0, "data": encoded(content[:half])}
-    assert call(house, "upload-lora-chunked-append", **first)["next_index"] == 1
-    assert "which is 1" in refusal(house, "upload-lora-chunked-append", **first)
+    assert call(workspace, "upload-lora-chunked-append", **first)["next_index"] == 1
+    assert "which is 1" in refusal(workspace, "upload-lora-chunked-append", **first)
     assert f"has {half} of {len(content)}" in refusal(
-        house, "upload-lora-chunked-finish", upload=upload
+        workspace, "upload-lora-chunked-finish", upload=upload
     )
     rest = {"upload": upload, "index": 1, "data": encoded(content[half:])}
-    assert call(house, "upload-lora-chunked-append", **rest)["received_bytes"] == len(content)
-    taken = call(house, "upload-lora-chunked-finish", upload=upload)
+    assert call(workspace, "upload-lora-chunked-append", **rest)["received_bytes"] == len(content)
+    taken = call(workspace, "upload-lora-chunked-finish", upload=upload)
     assert taken["sha256"] == hashlib.sha256(content).hexdigest()
-    assert (house.inbox.root / "adapters/new.safetensors").read_bytes() == content
+    assert (workspace.inbox.root / "adapters/new.safetensors").read_bytes() == content
 
 
-def test_another_hash_ends_an_upload(house: House) -> None:
+def test_another_hash_ends_an_upload(workspace: Workspace) -> None:
     """Bytes that are not those that were announced are not kept."""
-    upload = send_adapter(house, adapter(), sha256="0" * 64)
-    assert "arrived with SHA-256" in refusal(house, "upload-lora-chunked-finish", upload=upload)
-    assert call(house, "list-models")["models"] == []
+    upload = send_adapter(workspace, adapter(), sha256="0" * 64)
+    assert "arrived with SHA-256" in refusal(workspace, "upload-lora-chunked-finish", upload=upload)
+    assert call(workspace, "list-models")["models"] == []
 
 
-def test_uploads_and_entries_have_an_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_uploads_share_what_is_free(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each alone would fit, all together would not: room is promised once."""
+    free = shutil.disk_usage(workspace.inbox.root).free
+    monkeypatch.setattr("flows.mcp_server.uploads.ADAPTER_BYTES", free)
+    monkeypatch.setattr("flows.mcp_server.inbox.FREE_BYTES", 0)
+    most = {"model": "most", "total_bytes": free // 4 * 3}
+    call(workspace, "upload-lora-chunked-start", **most)
+    more = most | {"model": "more"}
+    assert "The disk is full" in refusal(workspace, "upload-lora-chunked-start", **more)
+
+
+def test_a_piece_that_does_not_fit_on_the_disk_can_be_sent_again(workspace: Workspace) -> None:
+    """Half of it would be in the file, and the whole behind that half."""
+    content = adapter()
+    half = len(content) // 2
+    asked = {"model": "new", "total_bytes": len(content)}
+    upload = call(workspace, "upload-lora-chunked-start", **asked)["upload"]
+    append = functools.partial(call, workspace, "upload-lora-chunked-append", upload=upload)
+    append(index=0, data=encoded(content[:half]))
+    rest = {"index": 1, "data": encoded(content[half:])}
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half + 9, unlimited[1]))
+    try:
+        said = refusal(workspace, "upload-lora-chunked-append", upload=upload, **rest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "chunk 1: could not be written" in said
+    assert "send it again" in said
+    assert append(**rest)["received_bytes"] == len(content)
+    call(workspace, "upload-lora-chunked-finish", upload=upload)
+    assert (workspace.inbox.root / "adapters/new.safetensors").read_bytes() == content
+
+
+def test_uploads_and_entries_have_an_end(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither beginning without end nor small things without number fills the server."""
     for number in range(OPEN_UPLOADS):
-        call(house, "upload-lora-chunked-start", model=f"l{number}", total_bytes=9)
+        call(workspace, "upload-lora-chunked-start", model=f"l{number}", total_bytes=9)
     more = {"model": "more", "total_bytes": 9}
-    assert f"{OPEN_UPLOADS} are open" in refusal(house, "upload-lora-chunked-start", **more)
-    monkeypatch.setattr("flows.door.uploads.FORGOTTEN_AFTER_S", 0.0)
-    call(house, "upload-lora-chunked-start", **more)
-    monkeypatch.setattr("flows.door.inbox.ENTRIES", 1)
-    call(house, "create-training-config", config="one", preset="nano-flux")
+    assert f"{OPEN_UPLOADS} are open" in refusal(workspace, "upload-lora-chunked-start", **more)
+    monkeypatch.setattr("flows.mcp_server.uploads.FORGOTTEN_AFTER_S", 0.0)
+    call(workspace, "upload-lora-chunked-start", **more)
+    monkeypatch.setattr("flows.mcp_server.inbox.ENTRIES", 1)
+    call(workspace, "create-training-config", config="one", preset="nano-flux")
     two = {"config": "two", "preset": "nano-flux"}
-    assert "there are 1 already" in refusal(house, "create-training-config", **two)
-    monkeypatch.setattr("flows.door.inbox.FREE_BYTES", 1 << 60)
+    assert "there are 1 already" in refusal(workspace, "create-training-config", **two)
+    monkeypatch.setattr("flows.mcp_server.inbox.FREE_BYTES", 1 << 60)
     files_ = [picture("a.png")]
-    assert "The disk is full" in refusal(house, "upload-dataset", dataset="d", files=files_)
-    monkeypatch.setattr("flows.door.inbox.FREE_BYTES", 0)
-    monkeypatch.setattr("flows.door.datasets.DATASET_FILES", 0)
-    monkeypatch.setattr("flows.door.datasets.DATASET_BYTES", 0)
-    full = refusal(house, "upload-dataset", dataset="d", files=files_)
+    assert "The disk is full" in refusal(workspace, "upload-dataset", dataset="d", files=files_)
+    monkeypatch.setattr("flows.mcp_server.inbox.FREE_BYTES", 0)
+    monkeypatch.setattr("flows.mcp_server.datasets.DATASET_FILES", 0)
+    monkeypatch.setattr("flows.mcp_server.datasets.DATASET_BYTES", 0)
+    full = refusal(workspace, "upload-dataset", dataset="d", files=files_)
     assert "would have 1 files" in full
     assert "bytes, more than 0" in full

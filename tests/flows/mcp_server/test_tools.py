@@ -17,14 +17,14 @@ import yaml
 from mcp import Client, StdioServerParameters, stdio_client
 from safetensors.numpy import save
 
-from flows.door import datasets
-from flows.door.configs import LOCATIONS
-from flows.door.inbox import InboxError, open_inbox
-from flows.door.limits import CHUNK_BYTES, DOWNLOAD_BYTES
-from flows.door.tools import House
+from flows.mcp_server import datasets
+from flows.mcp_server.configs import LOCATIONS
+from flows.mcp_server.inbox import InboxError, open_inbox
+from flows.mcp_server.limits import CHUNK_BYTES, DOWNLOAD_BYTES
+from flows.mcp_server.tools import Workspace
 from flows.overrides import apply_overrides
 from stages.contracts.errors import ParamsError
-from tests.flows.door.conftest import ROOT, call, encoded, picture, png, refusal, with_client
+from tests.flows.mcp_server.conftest import ROOT, call, encoded, picture, png, refusal, with_client
 
 TOOLS = {
     "create-training-config",
@@ -50,9 +50,9 @@ TOOLS = {
 }
 
 
-def test_the_tools_and_their_page(house: House) -> None:
+def test_the_tools_and_their_page(workspace: Workspace) -> None:
     """Every tool has a row in docs/mcp.md, every row a tool, and each says what it is for."""
-    listed = with_client(house, lambda client: client.list_tools()).tools
+    listed = with_client(workspace, lambda client: client.list_tools()).tools
     assert {tool.name for tool in listed} == TOOLS
     page = (ROOT / "docs/mcp.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
@@ -67,7 +67,7 @@ def test_the_tools_and_their_page(house: House) -> None:
 
 def test_the_page_has_the_limits() -> None:
     """A number in docs/mcp.md that the code does not have would send somebody the wrong way."""
-    from flows.door import limits
+    from flows.mcp_server import limits
 
     page = (ROOT / "docs/mcp.md").read_text(encoding="utf-8")
     for value in (
@@ -89,18 +89,18 @@ def test_the_page_has_the_limits() -> None:
         assert value in page, value
 
 
-def test_a_config_is_a_preset_with_changes(house: House) -> None:
+def test_a_config_is_a_preset_with_changes(workspace: Workspace) -> None:
     """What comes back is a complete, valid params.yaml: the preset, but for what was asked."""
-    presets = call(house, "list-presets")["presets"]
+    presets = call(workspace, "list-presets")["presets"]
     assert {row["preset"] for row in presets} == {
         path.stem for path in (ROOT / "presets").glob("*.yaml")
     }
     assert all(row["description"] for row in presets)
     changes = {"train.rank": 2, "prompts.seeds": [7]}
     made = {"config": "robot", "preset": "nano-flux", "trigger": "zed", "overrides": changes}
-    call(house, "create-training-config", **made)
-    assert call(house, "list-configs") == {"configs": ["robot"]}
-    text = call(house, "get-config", config="robot")["text"]
+    call(workspace, "create-training-config", **made)
+    assert call(workspace, "list-configs") == {"configs": ["robot"]}
+    text = call(workspace, "get-config", config="robot")["text"]
     values = yaml.safe_load(text)
     assert values["train"]["rank"] == 2
     assert values["caption"]["trigger"] == "zed"
@@ -108,12 +108,12 @@ def test_a_config_is_a_preset_with_changes(house: House) -> None:
     before = yaml.safe_load((ROOT / "presets/nano-flux.yaml").read_text(encoding="utf-8"))
     assert values["evaluate"] == before["evaluate"]
     assert values["attribute"]["nodes"] == before["attribute"]["nodes"]
-    assert call(house, "validate-config", config="robot") == {"valid": True, "problems": []}
+    assert call(workspace, "validate-config", config="robot") == {"valid": True, "problems": []}
     wrong = text.replace("rank: 2", "rank: 0").replace("steps: 300", "stps: 300")
-    problems = call(house, "validate-config", text=wrong)["problems"]
+    problems = call(workspace, "validate-config", text=wrong)["problems"]
     assert any("train.rank" in problem for problem in problems)
     assert any("Did you mean 'steps'?" in problem for problem in problems)
-    assert str(house.inbox.root) not in " ".join(problems)
+    assert str(workspace.inbox.root) not in " ".join(problems)
 
 
 def test_every_location_of_the_pipeline_is_guarded() -> None:
@@ -125,10 +125,10 @@ def test_every_location_of_the_pipeline_is_guarded() -> None:
 
 
 def test_a_path_of_an_override_reaches_no_shell(tmp_path: Path) -> None:
-    """DVC does not quote what it puts into a command: a run's overrides cannot end it."""
+    """What would end the quotes around a path in a command is no value of a run."""
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    for path in ("x; touch evil", "$(id)", "a b", "-rf", "a\nb", "`id`", "a|b", "a>b", ""):
+    for path in ('x"; touch evil; "', "$(id)", "-rf", "a\nb", "`id`", "a\\", ""):
         with pytest.raises(ParamsError, match=r"prepare\.images"):
             apply_overrides(tmp_path, {"prepare.images": path})
     assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
@@ -149,26 +149,30 @@ def test_all_values_as_overrides_change_no_line(tmp_path: Path) -> None:
         apply_overrides(tmp_path, {"encode.flip": 0})
 
 
-def test_a_dataset_grows_by_whole_calls(house: House) -> None:
+def test_a_dataset_grows_by_whole_calls(workspace: Workspace) -> None:
     """Pictures, captions, concepts and both splits; names are of one picture in both splits."""
     digest = hashlib.sha256(png()).hexdigest()
     files = [picture("a.png", sha256=digest), {"name": "a.txt", "data": encoded(b"a robot")}]
-    first = call(house, "upload-dataset", dataset="robot", files=files)
+    first = call(workspace, "upload-dataset", dataset="robot", files=files)
     assert (first["train"], first["validation"]) == (["a.png", "a.txt"], [])
     with pytest.raises(AssertionError, match="the other split"):
         call(
-            house, "upload-dataset", dataset="robot", files=[picture("a.webp")], split="validation"
+            workspace,
+            "upload-dataset",
+            dataset="robot",
+            files=[picture("a.webp")],
+            split="validation",
         )
     more: dict[str, Any] = {"dataset": "robot", "files": [picture("b.png")]}
-    call(house, "upload-dataset", **more, split="validation")
-    call(house, "upload-dataset", **more, concept="side")
+    call(workspace, "upload-dataset", **more, split="validation")
+    call(workspace, "upload-dataset", **more, concept="side")
     assert "this split" in refusal(
-        house, "upload-dataset", dataset="robot", files=[picture("side-b.png")]
+        workspace, "upload-dataset", dataset="robot", files=[picture("side-b.png")]
     )
-    listed = call(house, "list-datasets", dataset="robot")
+    listed = call(workspace, "list-datasets", dataset="robot")
     assert listed["train"] == ["a.png", "a.txt", "side/b.png"]
     assert listed["validation"] == ["b.png"]
-    assert call(house, "list-datasets")["datasets"] == [
+    assert call(workspace, "list-datasets")["datasets"] == [
         {
             "dataset": "robot",
             "bytes": listed["bytes"],
@@ -176,33 +180,33 @@ def test_a_dataset_grows_by_whole_calls(house: House) -> None:
             "validation": {"pictures": 1, "captions": 0},
         }
     ]
-    assert (house.inbox.root / "datasets/robot/train/a.png").read_bytes() == png()
+    assert (workspace.inbox.root / "datasets/robot/train/a.png").read_bytes() == png()
 
 
-def test_a_dataset_without_held_out_pictures_needs_a_share(house: House) -> None:
+def test_a_dataset_without_held_out_pictures_needs_a_share(workspace: Workspace) -> None:
     """Training without validation pictures is refused before a job is made, with both ways out."""
-    call(house, "upload-dataset", dataset="robot", files=[picture("a.png")])
-    call(house, "create-training-config", config="none", preset="nano-flux")
+    call(workspace, "upload-dataset", dataset="robot", files=[picture("a.png")])
+    call(workspace, "create-training-config", config="none", preset="nano-flux")
     share = {"prepare.validation_share": 0.2}
-    call(house, "create-training-config", config="some", preset="nano-flux", overrides=share)
-    said = refusal(house, "start-training", dataset="robot", config="none")
+    call(workspace, "create-training-config", config="some", preset="nano-flux", overrides=share)
+    said = refusal(workspace, "start-training", dataset="robot", config="none")
     assert "set prepare.validation_share" in said
     # The next hurdle is Prefect, which does not answer here.
-    said = refusal(house, "start-training", dataset="robot", config="some")
+    said = refusal(workspace, "start-training", dataset="robot", config="some")
     assert "start it with `make serve`" in said
-    read = datasets.read_dataset(house.inbox, "robot")
+    read = datasets.read_dataset(workspace.inbox, "robot")
     assert read.images == read.validation_images
     held: dict[str, Any] = {"dataset": "robot", "files": [picture("b.png")]}
-    call(house, "upload-dataset", **held, split="validation")
-    said = refusal(house, "start-training", dataset="robot", config="some")
+    call(workspace, "upload-dataset", **held, split="validation")
+    said = refusal(workspace, "start-training", dataset="robot", config="some")
     assert "Set prepare.validation_share to 0" in said
-    call(house, "upload-dataset", dataset="held", files=[picture("a.png")], split="validation")
+    call(workspace, "upload-dataset", dataset="held", files=[picture("a.png")], split="validation")
     assert "has no training pictures" in refusal(
-        house, "start-training", dataset="held", config="some"
+        workspace, "start-training", dataset="held", config="some"
     )
 
 
-def test_a_lora_comes_back_as_it_was_sent(house: House) -> None:
+def test_a_lora_comes_back_as_it_was_sent(workspace: Workspace) -> None:
     """Up in pieces, listed, and down in pieces that fit into one event of a client."""
     noise = np.random.default_rng(0).standard_normal((CHUNK_BYTES // 4 + 5, 1), dtype=np.float32)
     content = save({"transformer_blocks.0.attn.to_q.lora_A.weight": noise})
@@ -231,23 +235,25 @@ def test_a_lora_comes_back_as_it_was_sent(house: House) -> None:
             got, offset = got + base64.b64decode(result["data"]), result["next_offset"]
         return got
 
-    assert with_client(house, up_and_down) == content
+    assert with_client(workspace, up_and_down) == content
 
 
-def test_the_machine_is_described(house: House) -> None:
+def test_the_machine_is_described(workspace: Workspace) -> None:
     """Cores, memory and disk are numbers, and a server that is missing is said to be so."""
-    stats = call(house, "get-system-stats")
+    stats = call(workspace, "get-system-stats")
     assert stats["cpu_cores"] == os.cpu_count()
     assert 0 < stats["memory_available_bytes"] <= stats["memory_bytes"]
     assert 0 < stats["disk_free_bytes"] <= stats["disk_bytes"]
     assert stats["prefect"]["answers"] is False
-    assert "make serve" in call(house, "list-models")["problem"]
+    assert "make serve" in call(workspace, "list-models")["problem"]
 
 
 def test_an_inbox_belongs_where_commands_can_name_it(tmp_path: Path) -> None:
-    """A path with a space would be two arguments of a stage."""
-    with pytest.raises(InboxError, match="a shell would read"), open_inbox(tmp_path / "a b"):
+    """A path that would end the quotes of a command is refused; a space is none."""
+    with pytest.raises(InboxError, match="a shell would interpret"), open_inbox(tmp_path / "a$b"):
         pass
+    with open_inbox(tmp_path / "a b") as inbox:
+        assert inbox.root.name == "a b"
     (tmp_path / "file").write_text("")
     with pytest.raises(InboxError, match="a file lies where"), open_inbox(tmp_path / "file"):
         pass
@@ -273,7 +279,7 @@ def test_a_program_starts_the_server_itself(tmp_path: Path) -> None:
     """Over stdio: a client starts it, calls a tool, and it ends with the client."""
     server = StdioServerParameters(
         command=sys.executable,
-        args=["-m", "flows.door", "--stdio"],
+        args=["-m", "flows.mcp_server", "--stdio"],
         cwd=ROOT,
         env={
             **os.environ,

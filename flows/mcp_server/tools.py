@@ -13,13 +13,13 @@ from uuid import UUID
 
 import anyio.to_thread
 
-from flows.door import configs, datasets, jobs, machine, models
-from flows.door.datasets import SentFile, Split
-from flows.door.inbox import Inbox
-from flows.door.limits import JOBS
-from flows.door.requests import RequestError, name_problem, require_job, require_name
-from flows.door.uploads import Uploads
 from flows.graph import run_dvc
+from flows.mcp_server import configs, datasets, jobs, machine, models
+from flows.mcp_server.datasets import SentFile, Split
+from flows.mcp_server.inbox import Inbox
+from flows.mcp_server.limits import JOBS
+from flows.mcp_server.requests import RequestError, name_problem, require_job, require_name
+from flows.mcp_server.uploads import Uploads
 from stages.contracts.errors import BlocklensError, Problem
 
 CAPTIONS: Final = "data/caption/captions.csv"
@@ -32,7 +32,7 @@ ELSEWHERE: Final = "data/elsewhere"
 
 
 @dataclass(frozen=True)
-class House:
+class Workspace:
     """What the tools work with: the checkout, its DVC cache, the inbox, and Prefect's address."""
 
     root: Path
@@ -42,17 +42,17 @@ class House:
     prefect_url: str
 
 
-def open_house(root: Path, inbox: Inbox, prefect_url: str) -> House:
+def open_workspace(root: Path, inbox: Inbox, prefect_url: str) -> Workspace:
     """Return what the tools work with in the checkout `root`; the worker has the same DVC cache.
 
     Raises:
         GraphError: `root` is no checkout.
     """
     cache = Path(run_dvc(root, "cache", "dir").strip())
-    return House(root, cache, inbox, Uploads(inbox), prefect_url)
+    return Workspace(root, cache, inbox, Uploads(inbox), prefect_url)
 
 
-def validate_config(house: House, config: str | None, text: str | None) -> dict[str, Any]:
+def validate_config(workspace: Workspace, config: str | None, text: str | None) -> dict[str, Any]:
     """Return whether a config, or the text of one, is valid, and all that is wrong with it.
 
     Raises:
@@ -61,34 +61,34 @@ def validate_config(house: House, config: str | None, text: str | None) -> dict[
     if (config is None) == (text is None):
         problem = Problem("validate-config", "takes one of config and text", "Give one of them.")
         raise RequestError("Nothing was checked", [problem])
-    content = text if text is not None else configs.read_config(house.inbox, str(config))
-    problems = configs.config_problems(house.inbox, content)
+    content = text if text is not None else configs.read_config(workspace.inbox, str(config))
+    problems = configs.config_problems(workspace.inbox, content)
     return {"valid": not problems, "problems": [str(problem) for problem in problems]}
 
 
 def upload_dataset(
-    house: House, dataset: str, files: list[SentFile], split: Split, concept: str
+    workspace: Workspace, dataset: str, files: list[SentFile], split: Split, concept: str
 ) -> dict[str, Any]:
     """Put files into a dataset and return what it has now."""
-    return datasets.add_files(house.inbox, dataset, files, split, concept)
+    return datasets.add_files(workspace.inbox, dataset, files, split, concept)
 
 
 async def generate_captions(
-    house: House, dataset: str, config: str, name: str | None
+    workspace: Workspace, dataset: str, config: str, name: str | None
 ) -> dict[str, Any]:
     """Start a job that ends with the captions of a dataset."""
-    return await _start(house, ("caption",), config, dataset, name)
+    return await _start(workspace, ("caption",), config, dataset, name)
 
 
 async def start_training(
-    house: House, dataset: str, config: str, name: str | None
+    workspace: Workspace, dataset: str, config: str, name: str | None
 ) -> dict[str, Any]:
     """Start a job that trains a LoRA on a dataset."""
-    return await _start(house, ("train",), config, dataset, name)
+    return await _start(workspace, ("train",), config, dataset, name)
 
 
 async def evaluate_blocks(
-    house: House, model: str, config: str | None, name: str | None
+    workspace: Workspace, model: str, config: str | None, name: str | None
 ) -> dict[str, Any]:
     """Start a job that evaluates every block of a LoRA, makes the slim one and the report.
 
@@ -99,24 +99,24 @@ async def evaluate_blocks(
         RequestError: there is no such LoRA, or a config is missing or too many.
     """
     if models.is_of_a_job(model):
-        return await _evaluate_trained(house, model, config, name)
-    path = models.find_sent_model(house.inbox, model)
+        return await _evaluate_trained(workspace, model, config, name)
+    path = models.find_sent_model(workspace.inbox, model)
     if config is None:
         problem = Problem("config", "is missing", "Name one: it says which base model to use.")
         raise RequestError("This LoRA cannot be evaluated", [problem])
-    values = configs.config_values(house.inbox, config)
+    values = configs.config_values(workspace.inbox, config)
     # No picture takes part: those of the config's own preset may not even be here.
     values |= {"split.adapter": str(path), "report.origin": ELSEWHERE}
     tags = (f"model:{model}", f"config:{config}")
-    return await _order(house, ("report",), values, tags, name)
+    return await _order(workspace, ("report",), values, tags, name)
 
 
-async def job_status(house: House, job: str) -> dict[str, Any]:
+async def job_status(workspace: Workspace, job: str) -> dict[str, Any]:
     """Return state, stages and results of a job; of one that stops at captions, these too."""
-    status = await jobs.job_status(house.prefect_url, require_job(job))
+    status = await jobs.job_status(workspace.prefect_url, require_job(job))
     files = {str(file["path"]): str(file["md5"]) for file in status["results"].get("files", [])}
     if status["targets"] == ["caption"] and CAPTIONS in files:
-        path = models.cached(house.cache, files[CAPTIONS])
+        path = models.cached(workspace.cache, files[CAPTIONS])
         status["results"]["captions"] = _read_captions(path) if path else []
     for tag in status["tags"]:
         kind, _, md5 = tag.partition(":")
@@ -128,21 +128,21 @@ async def job_status(house: House, job: str) -> dict[str, Any]:
     return status
 
 
-async def list_models(house: House) -> dict[str, Any]:
+async def list_models(workspace: Workspace) -> dict[str, Any]:
     """Return the LoRAs that were sent, and those of jobs, or why Prefect does not name these."""
-    found = models.sent_models(house.inbox)
+    found = models.sent_models(workspace.inbox)
     try:
-        runs = await jobs.list_jobs(house.prefect_url, limit=JOBS, offset=0)
+        runs = await jobs.list_jobs(workspace.prefect_url, limit=JOBS, offset=0)
         ids = [UUID(run["job"]) for run in runs]
-        files = await jobs.job_files(house.prefect_url, ids) if ids else {}
+        files = await jobs.job_files(workspace.prefect_url, ids) if ids else {}
     except jobs.JobsError as error:
         return {"models": found, "problem": str(error)}
     for run in ids:
-        found += models.job_models(house.cache, str(run), files.get(run, []))
+        found += models.job_models(workspace.cache, str(run), files.get(run, []))
     return {"models": found, "problem": ""}
 
 
-async def download_model(house: House, model: str, offset: int) -> dict[str, Any]:
+async def download_model(workspace: Workspace, model: str, offset: int) -> dict[str, Any]:
     """Return the bytes of a LoRA from `offset` on.
 
     Raises:
@@ -150,37 +150,39 @@ async def download_model(house: House, model: str, offset: int) -> dict[str, Any
     """
     if models.is_of_a_job(require_name("model", model)):
         job = UUID(models.job_of(model)[0])
-        files = await jobs.job_files(house.prefect_url, [job])
-        path = models.find_job_model(house.cache, model, files.get(job, []))
+        files = await jobs.job_files(workspace.prefect_url, [job])
+        path = models.find_job_model(workspace.cache, model, files.get(job, []))
     else:
-        path = models.find_sent_model(house.inbox, model)
+        path = models.find_sent_model(workspace.inbox, model)
     # In a thread: the hash of a large file takes seconds.
     piece = await anyio.to_thread.run_sync(models.read_piece, path, offset)
     return {"model": model, **piece}
 
 
-async def system_stats(house: House) -> dict[str, Any]:
+async def system_stats(workspace: Workspace) -> dict[str, Any]:
     """Return what the machine has, and whether Prefect answers and a worker is there."""
     try:
-        workers = await jobs.workers(house.prefect_url)
+        workers = await jobs.workers(workspace.prefect_url)
         prefect: dict[str, Any] = {"answers": True, "workers": workers}
     except BlocklensError as error:
         prefect = {"answers": False, "problem": str(error)}
-    return {**machine.machine_state(house.inbox.root), "prefect": prefect}
+    return {**machine.machine_state(workspace.inbox.root), "prefect": prefect}
 
 
 async def _start(
-    house: House, targets: tuple[str, ...], config: str, dataset: str, name: str | None
+    workspace: Workspace, targets: tuple[str, ...], config: str, dataset: str, name: str | None
 ) -> dict[str, Any]:
-    values = configs.config_values(house.inbox, config)
-    pictures = datasets.read_dataset(house.inbox, dataset)
+    values = configs.config_values(workspace.inbox, config)
+    pictures = datasets.read_dataset(workspace.inbox, dataset)
     if pictures.has_validation == bool(values["prepare.validation_share"]):
         raise RequestError("This dataset cannot be used", [_held_out_problem(dataset, pictures)])
     values |= {
         "prepare.images": str(pictures.images),
         "prepare.validation_images": str(pictures.validation_images),
     }
-    return await _order(house, targets, values, (f"dataset:{dataset}", f"config:{config}"), name)
+    return await _order(
+        workspace, targets, values, (f"dataset:{dataset}", f"config:{config}"), name
+    )
 
 
 def _held_out_problem(dataset: str, pictures: datasets.Dataset) -> Problem:
@@ -193,7 +195,7 @@ def _held_out_problem(dataset: str, pictures: datasets.Dataset) -> Problem:
 
 
 async def _evaluate_trained(
-    house: House, model: str, config: str | None, name: str | None
+    workspace: Workspace, model: str, config: str | None, name: str | None
 ) -> dict[str, Any]:
     job, stem = models.job_of(model)
     if config is not None:
@@ -202,15 +204,15 @@ async def _evaluate_trained(
     if stem != "adapter":
         problem = Problem(model, "is not what the job has trained", f"Evaluate {job}.adapter.")
         raise RequestError("This LoRA cannot be evaluated", [problem])
-    files = await jobs.job_files(house.prefect_url, [UUID(job)])
-    trained = models.find_job_model(house.cache, model, files.get(UUID(job), []))
-    overrides = await jobs.job_parameters(house.prefect_url, UUID(job))
+    files = await jobs.job_files(workspace.prefect_url, [UUID(job)])
+    trained = models.find_job_model(workspace.cache, model, files.get(UUID(job), []))
+    overrides = await jobs.job_parameters(workspace.prefect_url, UUID(job))
     tags = (f"model:{model}", f"{_TRAINED}:{models.md5_of(trained)}")
-    return await _order(house, ("report",), overrides, tags, name)
+    return await _order(workspace, ("report",), overrides, tags, name)
 
 
 async def _order(
-    house: House,
+    workspace: Workspace,
     targets: tuple[str, ...],
     values: dict[str, Any],
     tags: tuple[str, ...],
@@ -218,7 +220,7 @@ async def _order(
 ) -> dict[str, Any]:
     if name is not None and (problem := name_problem("name", name)):
         raise RequestError("This job is refused", [problem])
-    return await jobs.start_job(house.prefect_url, jobs.Order(targets, values, tags, name))
+    return await jobs.start_job(workspace.prefect_url, jobs.Order(targets, values, tags, name))
 
 
 def _read_captions(path: Path) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import yaml
 
-from flows.door.inbox import (
+from flows.mcp_server.inbox import (
     Inbox,
     changing,
     existing,
@@ -19,8 +19,8 @@ from flows.door.inbox import (
     require_space,
     workbench,
 )
-from flows.door.limits import CONFIG_BYTES, CONFIG_DEPTH
-from flows.door.requests import RequestError, require_name, shown
+from flows.mcp_server.limits import CONFIG_BYTES, CONFIG_DEPTH
+from flows.mcp_server.requests import RequestError, require_name, shown
 from flows.overrides import PARAMS, apply_overrides
 from stages.contracts.errors import ParamsError, Problem
 from stages.contracts.params import load_params

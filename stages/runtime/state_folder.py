@@ -1,4 +1,4 @@
-"""One process at a time for a stage of a checkout.
+"""Where a stage keeps what it has done so far, and one process at a time for it.
 
 kill -9 of `dvc` ends its stage with SIGTERM, and the stage saves its state. A `dvc repro` that is
 given at once would start another one beside it, which reads that state and writes the same output.
@@ -16,6 +16,25 @@ from pathlib import Path
 _log = logging.getLogger(__name__)
 
 
+def state_root() -> Path:
+    """Return the folder of everything that can go on after a kill: $BLOCKLENS_STATE."""
+    return Path(os.environ.get("BLOCKLENS_STATE") or ".blocklens")
+
+
+def run_folder(stage: str, fingerprint: str) -> Path:
+    """Return the folder of this very run's state, and say so if other runs left theirs."""
+    root = state_root() / stage
+    folder = root / fingerprint
+    if others := len(set(root.glob("*")) - {folder}):
+        _log.info(
+            "%d unfinished %s of other settings, data or code in %s: delete what you gave up",
+            others,
+            "run" if others == 1 else "runs",
+            root,
+        )
+    return folder
+
+
 @contextmanager
 def own_turn(stage: str) -> Iterator[None]:
     """Wait until no other process is at a stage with the same state (BLOCKLENS_STATE).
@@ -26,7 +45,7 @@ def own_turn(stage: str) -> Iterator[None]:
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:
         yield
         return
-    path = Path(os.environ.get("BLOCKLENS_STATE", ".blocklens")) / f"{stage}.lock"
+    path = state_root() / f"{stage}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     # lockf(3) and not flock(2), whose lock children share that may outlive us.
     with path.open("a", encoding="utf-8") as file:

@@ -19,9 +19,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 from prefect.types._datetime import now
 
-from flows.door.tools import House
+from flows.mcp_server.tools import Workspace
 from flows.pipeline import pipeline
-from tests.flows.door.conftest import call, opened_house, picture, refusal
+from tests.flows.mcp_server.conftest import call, opened_house, picture, refusal
 
 CONTENT = b"what a job has trained"
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -35,17 +35,17 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
 
 
 @pytest.fixture
-def working(client: SyncPrefectClient, tmp_path: Path) -> Iterator[House]:
-    """A house with a dataset and a config, and a server with the deployment but no worker."""
+def working(client: SyncPrefectClient, tmp_path: Path) -> Iterator[Workspace]:
+    """A workspace with a dataset and a config, and a server with the deployment but no worker."""
     flow = client.create_flow(pipeline)
     client.create_deployment(flow, name="on-demand")
-    with opened_house(tmp_path) as house:
+    with opened_house(tmp_path) as workspace:
         for split in ("train", "validation"):
             files = [picture(f"{split}.png")]
-            call(house, "upload-dataset", dataset="robot", files=files, split=split)
+            call(workspace, "upload-dataset", dataset="robot", files=files, split=split)
         made = {"config": "quick", "preset": "nano-flux", "overrides": {"train.rank": 3}}
-        call(house, "create-training-config", **made)
-        yield dataclasses.replace(house, prefect_url=PREFECT_API_URL.value())
+        call(workspace, "create-training-config", **made)
+        yield dataclasses.replace(workspace, prefect_url=PREFECT_API_URL.value())
 
 
 def leave(client: SyncPrefectClient, job: str, key: str, data: object) -> None:
@@ -54,17 +54,21 @@ def leave(client: SyncPrefectClient, job: str, key: str, data: object) -> None:
     client.create_artifact(ArtifactCreate(flow_run_id=job, key=key, type="table", data=text))
 
 
-def finish(client: SyncPrefectClient, house: House, job: str, path: str, content: bytes) -> None:
+def finish(
+    client: SyncPrefectClient, workspace: Workspace, job: str, path: str, content: bytes
+) -> None:
     """End a job as its flow does: a file in the cache, its name in Prefect."""
     md5 = hashlib.md5(content).hexdigest()
-    cached = house.cache / "files/md5" / md5[:2] / md5[2:]
+    cached = workspace.cache / "files/md5" / md5[:2] / md5[2:]
     cached.parent.mkdir(parents=True, exist_ok=True)
     cached.write_bytes(content)
     leave(client, job, "files", [{"stage": "x", "path": path, "md5": md5, "bytes": len(content)}])
     client.set_flow_run_state(job, Completed(), force=True)
 
 
-def test_a_training_is_a_run_of_the_deployment(working: House, client: SyncPrefectClient) -> None:
+def test_a_training_is_a_run_of_the_deployment(
+    working: Workspace, client: SyncPrefectClient
+) -> None:
     """Prefect has the targets and every value; the door shows it, stops it, and says so once."""
     asked = {"dataset": "robot", "config": "quick", "name": "my-robot"}
     started = call(working, "start-training", **asked)
@@ -86,7 +90,7 @@ def test_a_training_is_a_run_of_the_deployment(working: House, client: SyncPrefe
 
 
 def test_a_run_of_another_deployment_is_none_of_the_doors(
-    working: House, client: SyncPrefectClient
+    working: Workspace, client: SyncPrefectClient
 ) -> None:
     """Neither state nor logs of other runs, and they cannot be stopped from here."""
     other = str(client.create_flow_run(pipeline, name="another").id)
@@ -95,7 +99,7 @@ def test_a_run_of_another_deployment_is_none_of_the_doors(
     assert not client.read_flow_run(other).state.is_final()  # type: ignore[union-attr]
 
 
-def test_logs_come_in_pieces(working: House, client: SyncPrefectClient) -> None:
+def test_logs_come_in_pieces(working: Workspace, client: SyncPrefectClient) -> None:
     """Each line once, in order."""
     job = call(working, "start-training", dataset="robot", config="quick")["job"]
     lines = [f"line {number}" for number in range(5)]
@@ -110,7 +114,7 @@ def test_logs_come_in_pieces(working: House, client: SyncPrefectClient) -> None:
     assert call(working, "get-training-logs", job=job, offset=5)["lines"] == []
 
 
-def test_what_a_job_made_is_found_again(working: House, client: SyncPrefectClient) -> None:
+def test_what_a_job_made_is_found_again(working: Workspace, client: SyncPrefectClient) -> None:
     """The LoRA of a job is listed, fetched and evaluated with the job's own params."""
     job = call(working, "start-training", dataset="robot", config="quick")["job"]
     model = f"{job}.adapter"
@@ -139,7 +143,22 @@ def test_what_a_job_made_is_found_again(working: House, client: SyncPrefectClien
     assert "not in DVC's cache any more" in refusal(working, "download-model", model=model)
 
 
-def test_captions_are_part_of_the_status(working: House, client: SyncPrefectClient) -> None:
+def test_what_jobs_made_is_found_among_all_that_they_left(
+    working: Workspace, client: SyncPrefectClient
+) -> None:
+    """Prefect answers with 200 artifacts, and a job leaves more than its files."""
+    job = call(working, "start-training", dataset="robot", config="quick")["job"]
+    for _ in range(201):
+        leave(client, job, "stages", [])
+    finish(client, working, job, "data/train/adapter.safetensors", CONTENT)
+    for _ in range(201):
+        leave(client, job, "stages", [])
+    listed = [row["model"] for row in call(working, "list-models")["models"]]
+    assert f"{job}.adapter" in listed
+    assert call(working, "get-training-status", job=job)["results"]["files"]
+
+
+def test_captions_are_part_of_the_status(working: Workspace, client: SyncPrefectClient) -> None:
     """The job that ends with captions has them in its status."""
     job = call(working, "generate-captions", dataset="robot", config="quick")["job"]
     assert client.read_flow_run(job).parameters["targets"] == ["caption"]
@@ -149,7 +168,7 @@ def test_captions_are_part_of_the_status(working: House, client: SyncPrefectClie
 
 
 def test_a_lora_from_elsewhere_is_evaluated_by_name(
-    working: House, client: SyncPrefectClient
+    working: Workspace, client: SyncPrefectClient
 ) -> None:
     """The run gets the path of the upload, and no training takes part."""
     sent = working.inbox.root / "adapters/mine.safetensors"
@@ -160,9 +179,11 @@ def test_a_lora_from_elsewhere_is_evaluated_by_name(
     assert values["report.origin"] == "data/elsewhere"
 
 
-def test_a_server_without_the_deployment_is_named(client: SyncPrefectClient, house: House) -> None:
+def test_a_server_without_the_deployment_is_named(
+    client: SyncPrefectClient, workspace: Workspace
+) -> None:
     """`prefect server start` alone has nothing to run."""
     for deployment in client.read_deployments():
         client.delete_deployment(deployment.id)
-    bare = dataclasses.replace(house, prefect_url=PREFECT_API_URL.value())
+    bare = dataclasses.replace(workspace, prefect_url=PREFECT_API_URL.value())
     assert "`make serve` registers it" in refusal(bare, "list-training-jobs")

@@ -17,20 +17,21 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterId,
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import Artifact, FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_AUTH_STRING
 
-from flows.door.limits import JOBS, LOG_CHARACTERS, LOG_LINES
-from flows.door.requests import RequestError
+from flows.mcp_server.limits import JOBS, LOG_CHARACTERS, LOG_LINES
+from flows.mcp_server.requests import RequestError
 from stages.contracts.errors import BlocklensError, Problem
 
 DEPLOYMENT: Final = "pipeline/on-demand"
@@ -111,13 +112,11 @@ async def job_parameters(url: str, job: UUID) -> dict[str, Any]:
 async def job_files(url: str, jobs: Sequence[UUID]) -> dict[UUID, list[dict[str, Any]]]:
     """Return the files that each of these jobs has made; a job that left none is missing."""
     async with _client(url) as client:
-        found = await client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=list(jobs)))
-        )
+        found = await _artifacts(client, jobs, "files")
     return {
         artifact.flow_run_id: json.loads(str(artifact.data))
         for artifact in found
-        if artifact.key == "files" and artifact.flow_run_id is not None
+        if artifact.flow_run_id is not None
     }
 
 
@@ -203,16 +202,21 @@ async def _run(client: PrefectClient, job: UUID) -> FlowRun:
 
 
 async def _results(client: PrefectClient, job: UUID) -> dict[str, Any]:
-    found = await client.read_artifacts(
-        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[job]))
+    found = await _artifacts(client, [job], "metrics", "files", "blocks")
+    return {
+        str(artifact.key): str(artifact.data)
+        if artifact.key == "metrics"
+        else json.loads(str(artifact.data))
+        for artifact in found
+    }
+
+
+async def _artifacts(client: PrefectClient, jobs: Sequence[UUID], *keys: str) -> list[Artifact]:
+    """Return what jobs left under these keys: of all that they left, one answer has 200."""
+    chosen = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=list(jobs)), key=ArtifactFilterKey(any_=list(keys))
     )
-    results: dict[str, Any] = {}
-    for artifact in found:
-        if artifact.key == "metrics":
-            results["metrics"] = str(artifact.data)
-        elif artifact.key in ("files", "blocks"):
-            results[artifact.key] = json.loads(str(artifact.data))
-    return results
+    return await client.read_artifacts(artifact_filter=chosen)
 
 
 def _described(run: FlowRun) -> dict[str, Any]:

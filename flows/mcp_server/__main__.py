@@ -1,6 +1,6 @@
 """The door for other programs: an MCP server over HTTP on this machine, or over stdio.
 
-    python -m flows.door [--stdio] [--host 127.0.0.1] [--port 4280] [--allow-host NAME:PORT]
+    python -m flows.mcp_server [--stdio] [--host 127.0.0.1] [--port 4280] [--allow-host NAME:PORT]
 
 Jobs go to the Prefect server of `make serve` (PREFECT_API_URL names another). What is sent here is
 kept in BLOCKLENS_INBOX (data/inbox). docs/mcp.md has the tools and the limits.
@@ -20,23 +20,23 @@ import anyio
 import uvicorn
 
 from flows import serve
-from flows.door.access import Access, listening, read_access
-from flows.door.inbox import open_inbox
-from flows.door.limits import REQUEST_BYTES
-from flows.door.server import build_server
-from flows.door.tools import House, open_house
+from flows.mcp_server.access import Access, listening, read_access
+from flows.mcp_server.inbox import open_inbox
+from flows.mcp_server.limits import REQUEST_BYTES
+from flows.mcp_server.server import build_server
+from flows.mcp_server.tools import Workspace, open_workspace
 from stages.contracts.errors import BlocklensError
 
 PORT: Final = 4280
 PATH: Final = "/mcp"
 INBOX: Final = "data/inbox"
 _STOP_GRACE_S: Final = 5
-_log = logging.getLogger("flows.door")
+_log = logging.getLogger("flows.mcp_server")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until a signal, or the end of the input, says otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m flows.door", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m flows.mcp_server", description=__doc__)
     parser.add_argument("--stdio", action="store_true", help="serve the program that starts this")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=PORT)
@@ -50,19 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.stdio:
             access = read_access(options.host, options.port, options.allow_host)
         with open_inbox(Path(os.environ.get("BLOCKLENS_INBOX", INBOX))) as inbox:
-            house = open_house(Path.cwd(), inbox, url)
+            workspace = open_workspace(Path.cwd(), inbox, url)
             if access is None:
-                anyio.run(build_server(house, None).run_stdio_async)
+                anyio.run(build_server(workspace, None).run_stdio_async)
             else:
-                _serve_http(house, access)
+                _serve_http(workspace, access)
     except BlocklensError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         _log.info("stopped")
 
 
-def _serve_http(house: House, access: Access) -> None:
-    application = build_server(house, access).streamable_http_app(
+def _serve_http(workspace: Workspace, access: Access) -> None:
+    application = build_server(workspace, access).streamable_http_app(
         streamable_http_path=PATH,
         json_response=True,
         max_request_body_size=REQUEST_BYTES,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from flows.door.limits import ENTRIES, FREE_BYTES
-from flows.door.requests import RequestError, require_name
+from flows.mcp_server.limits import ENTRIES, FREE_BYTES
+from flows.mcp_server.requests import RequestError, require_name
 from stages.contracts.errors import BlocklensError, Problem
+from stages.contracts.params.fields import QUOTABLE
 
 Kind = Literal["dataset", "config", "adapter"]
 _FOLDERS: Final[dict[Kind, tuple[str, str]]] = {
@@ -34,7 +34,6 @@ _FOLDERS: Final[dict[Kind, tuple[str, str]]] = {
 }
 _STAGING: Final = ".staging"
 _OWNER: Final = "owner.lock"
-_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9/._+,=@-]+")
 
 
 class InboxError(BlocklensError, RuntimeError):
@@ -59,10 +58,10 @@ def open_inbox(folder: Path) -> Iterator[Inbox]:
         InboxError: stages could not be given a path in it, or something else lies in its place.
     """
     root = folder.resolve()
-    if not _PLAIN_PATH.fullmatch(str(root)):
+    if not QUOTABLE.fullmatch(str(root)):
         raise InboxError(
-            f"{root}: the path of the inbox goes into the commands of stages, and has signs that a "
-            "shell would read. Name another in BLOCKLENS_INBOX"
+            f"{root}: the path of the inbox goes into the commands of stages, and has "
+            "characters that a shell would interpret. Name another in BLOCKLENS_INBOX"
         )
     try:
         for name in (_STAGING, *(name for name, _ in _FOLDERS.values())):

@@ -12,11 +12,11 @@ from stages.adapters.matched_noise import matched_noise
 from stages.adapters.module import Adapter
 from stages.contracts.blocks import BASE
 from stages.contracts.params import ModelParams, SamplingParams
+from stages.sampling.adapted_generator import adapted, load_generator
 from stages.sampling.compiled_gates import compiled_gates
 from stages.sampling.gates import block_gates
 from stages.sampling.generation import Job, generate_latents
 from stages.sampling.prompts import NamedPrompt
-from stages.sampling.wardrobe import load_generator, worn
 from tests.sampling.planting import (
     plant_adapter,
     same_strength,
@@ -94,7 +94,7 @@ def test_compiled_gates_match_the_adapter(
         gates.set(torch.ones(3, 5))
 
 
-def test_one_model_wears_one_adapter_after_another(
+def test_one_model_has_one_adapter_after_another(
     tmp_path: Path, tiny_flux: FluxTransformer2DModel, nano_flux: Path, adapter: Adapter
 ) -> None:
     """The same weights in memory, each adapter's own pictures, and a bare model at the end."""
@@ -106,9 +106,9 @@ def test_one_model_wears_one_adapter_after_another(
     job = Job("develop-0", 0, (1.0,) * len(BLOCKS))
     drawn = []
     for one in (adapter, matched_noise(adapter, 0), adapter):
-        with worn(generator, one, SAMPLING, compiled=False) as dressed:
-            assert dressed.transformer.proj_out.weight is weight
-            drawn.append(generate_latents(dressed, [job], SAMPLING))
+        with adapted(generator, one, SAMPLING, compiled=False) as generator_with:
+            assert generator_with.transformer.proj_out.weight is weight
+            drawn.append(generate_latents(generator_with, [job], SAMPLING))
         assert not lora_layers(generator.transformer)
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
@@ -124,7 +124,7 @@ def test_compiled_pictures_on_a_gpu(
     model = MODEL.model_copy(update={"precision": "bfloat16"})
     generator = load_generator(tmp_path / "base", [NamedPrompt("a", "tok")], model, SAMPLING)
     wanted, other = Job("a", 0, (1.0, 0.0, 0.5, 1.0, 1.0)), Job("a", 1, (0.0,) * 5)
-    with worn(generator, adapter, SAMPLING, compiled=True) as dressed:
-        first = generate_latents(dressed, [wanted, other], SAMPLING)[0]
-        last = generate_latents(dressed, [other, wanted], SAMPLING)[1]
+    with adapted(generator, adapter, SAMPLING, compiled=True) as generator_with:
+        first = generate_latents(generator_with, [wanted, other], SAMPLING)[0]
+        last = generate_latents(generator_with, [other, wanted], SAMPLING)[1]
     assert torch.equal(first, last)

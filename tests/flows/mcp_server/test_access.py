@@ -13,12 +13,12 @@ import anyio
 import httpx2
 import pytest
 
-from flows.door.__main__ import PATH
-from flows.door.access import AccessError, is_loopback, listening, read_access
-from flows.door.limits import REQUEST_BYTES
-from flows.door.server import build_server
-from flows.door.tools import House
-from tests.flows.door.conftest import ROOT
+from flows.mcp_server.__main__ import PATH
+from flows.mcp_server.access import AccessError, is_loopback, listening, read_access
+from flows.mcp_server.limits import REQUEST_BYTES
+from flows.mcp_server.server import build_server
+from flows.mcp_server.tools import Workspace
+from tests.flows.mcp_server.conftest import ROOT
 
 LONG = "a-token-that-is-long-enough"
 HOST = "127.0.0.1:4280"
@@ -26,10 +26,10 @@ LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
-def over_http(house: House, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:
+def over_http(workspace: Workspace, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:
     """Return what `work` returns, given a plain HTTP client of the server on 127.0.0.1:4280."""
     access = read_access("127.0.0.1", 4280, [])
-    application = build_server(house, access).streamable_http_app(
+    application = build_server(workspace, access).streamable_http_app(
         streamable_http_path=PATH,
         json_response=True,
         max_request_body_size=REQUEST_BYTES,
@@ -48,30 +48,32 @@ def over_http(house: House, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]
     return anyio.run(connected)
 
 
-def status(house: House, headers: dict[str, str], **sent: Any) -> int:
+def status(workspace: Workspace, headers: dict[str, str], **sent: Any) -> int:
     """Return how the server answers a request with these headers."""
     content = sent or {"json": LIST}
 
     async def ask(client: httpx2.AsyncClient) -> int:
         return (await client.post(PATH, headers=ACCEPT | headers, **content)).status_code
 
-    found: int = over_http(house, ask)
+    found: int = over_http(workspace, ask)
     return found
 
 
-def test_host_and_origin_are_compared(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_and_origin_are_compared(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A page of another name that points at this machine (DNS rebinding) gets nothing."""
     monkeypatch.delenv("BLOCKLENS_MCP_TOKEN", raising=False)
-    known = status(house, {})
+    known = status(workspace, {})
     assert known not in (401, 403, 421)
-    assert status(house, {"Origin": f"http://{HOST}"}) == known
+    assert status(workspace, {"Origin": f"http://{HOST}"}) == known
     for host in ("evil.example", "evil.example:4280", "127.0.0.1.evil.example:4280", "127.0.0.1"):
-        assert status(house, {"Host": host}) == 421, host
+        assert status(workspace, {"Host": host}) == 421, host
     for origin in ("http://evil.example", "null", "http://127.0.0.1:4280.evil.example", "file://"):
-        assert status(house, {"Origin": origin}) == 403, origin
+        assert status(workspace, {"Origin": origin}) == 403, origin
 
 
-def test_a_token_is_compared(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_compared(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is a token, nothing is answered without it."""
     monkeypatch.setenv("BLOCKLENS_MCP_TOKEN", LONG)
     for headers in (
@@ -83,17 +85,19 @@ def test_a_token_is_compared(house: House, monkeypatch: pytest.MonkeyPatch) -> N
         {"Authorization": LONG},
         {"Cookie": f"token={LONG}"},
     ):
-        assert status(house, headers) == 401, headers
-    assert status(house, {"Authorization": f"Bearer {LONG}"}) not in (401, 403, 421)
+        assert status(workspace, headers) == 401, headers
+    assert status(workspace, {"Authorization": f"Bearer {LONG}"}) not in (401, 403, 421)
 
 
-def test_a_request_has_a_size_and_a_kind(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_has_a_size_and_a_kind(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A body without end is not kept, and a form of a web page is none of ours."""
     monkeypatch.delenv("BLOCKLENS_MCP_TOKEN", raising=False)
     json = {"Content-Type": "application/json"}
-    assert status(house, json, content=b" " * (REQUEST_BYTES + 1)) == 413
+    assert status(workspace, json, content=b" " * (REQUEST_BYTES + 1)) == 413
     form = {"Content-Type": "text/plain"}
-    assert status(house, form, content=b"{}") == 400
+    assert status(workspace, form, content=b"{}") == 400
 
 
 def test_off_loopback_there_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +108,7 @@ def test_off_loopback_there_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
             read_access(host, 4280, ["a:1"])
     for token in ("short", "ü" * 40, "a" * 30 + "\n"):
         monkeypatch.setenv("BLOCKLENS_MCP_TOKEN", token)
-        with pytest.raises(AccessError, match="24 or more plain ASCII signs"):
+        with pytest.raises(AccessError, match="must be at least 24 printable ASCII characters"):
             read_access("127.0.0.1", 4280, [])
     monkeypatch.setenv("BLOCKLENS_MCP_TOKEN", LONG)
     for host in ("0.0.0.0", "::"):
@@ -133,9 +137,9 @@ def test_a_taken_port_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_program_refuses_to_be_open_to_all(tmp_path: Path) -> None:
-    """`python -m flows.door --host 0.0.0.0` without a token ends at once, with the reason."""
+    """`python -m flows.mcp_server --host 0.0.0.0` without a token ends at once, with the reason."""
     done = subprocess.run(
-        [sys.executable, "-m", "flows.door", "--host", "0.0.0.0"],
+        [sys.executable, "-m", "flows.mcp_server", "--host", "0.0.0.0"],
         cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", "PREFECT_HOME": str(tmp_path), "HOME": str(tmp_path)},
         capture_output=True,

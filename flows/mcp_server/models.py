@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from flows.door.inbox import Inbox, existing, names
-from flows.door.limits import DOWNLOAD_BYTES
-from flows.door.requests import RequestError, require_name
+from flows.mcp_server.inbox import Inbox, existing, names
+from flows.mcp_server.limits import DOWNLOAD_BYTES
+from flows.mcp_server.requests import RequestError, require_name
 from stages.contracts.errors import Problem
 
 _JOB_MODEL: Final = re.compile(

@@ -23,7 +23,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from safetensors.torch import load
 
-from tests.flows.door.conftest import encoded
+from tests.flows.mcp_server.conftest import encoded
 from tests.flows.test_serve import free_port
 from tests.repositories import git
 from tests.small_run import QUICK, clone, read_params
@@ -69,7 +69,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     serve = ["flows.serve", "--port", str(prefect_port), "--clone", "../worker"]
     with (
         running(source, environment, "Prefect: http", *serve),
-        running(source, environment, "MCP: http", "flows.door", "--port", str(door_port)),
+        running(source, environment, "MCP: http", "flows.mcp_server", "--port", str(door_port)),
     ):
         yield Served(source, prefect, door)
 
