@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
+from collections.abc import Sequence
+from typing import Final
+
+_TIMEOUT_S: Final = 30.0
 
 
 def driver_gpus() -> list[str]:
@@ -10,10 +15,16 @@ def driver_gpus() -> list[str]:
 
     A GPU that is cut into instances (MIG) is left out: no process could use it by that name.
     """
-    command = ["nvidia-smi", "--query-gpu=uuid,mig.mode.current", "--format=csv,noheader"]
+    return [row[0] for row in ask_driver(["uuid", "mig.mode.current"]) if row[1] != "Enabled"]
+
+
+def ask_driver(fields: Sequence[str]) -> list[list[str]]:
+    """Return these fields of each GPU (no units), as nvidia-smi has them; none without it."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        said = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = (line.split(", ") for line in said.stdout.splitlines())
-    return [row[0] for row in rows if row[1:] != ["Enabled"]]
+    return list(csv.reader(said.stdout.splitlines(), skipinitialspace=True))

@@ -22,13 +22,11 @@ import uvicorn
 from flows import serve
 from flows.mcp_server.access import Access, listening, read_access
 from flows.mcp_server.inbox import open_inbox
-from flows.mcp_server.limits import REQUEST_BYTES
-from flows.mcp_server.server import build_server
+from flows.mcp_server.server import PATH, build_server, http_application
 from flows.mcp_server.tools import Workspace, open_workspace
 from stages.contracts.errors import BlocklensError
 
 PORT: Final = 4280
-PATH: Final = "/mcp"
 INBOX: Final = "data/inbox"
 _STOP_GRACE_S: Final = 5
 _log = logging.getLogger("flows.mcp_server")
@@ -62,15 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve_http(workspace: Workspace, access: Access) -> None:
-    application = build_server(workspace, access).streamable_http_app(
-        streamable_http_path=PATH,
-        json_response=True,
-        max_request_body_size=REQUEST_BYTES,
-        transport_security=access.security,
-        host=access.host,
-    )
     config = uvicorn.Config(
-        application, log_level="warning", timeout_graceful_shutdown=_STOP_GRACE_S
+        http_application(workspace, access),
+        log_level="warning",
+        timeout_graceful_shutdown=_STOP_GRACE_S,
     )
     with listening(access) as listener:
         _log.info("MCP: http://%s:%d%s (Ctrl-C stops it)", access.host, access.port, PATH)

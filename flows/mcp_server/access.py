@@ -22,7 +22,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from stages.contracts.errors import BlocklensError
 
 TOKEN: Final = "BLOCKLENS_MCP_TOKEN"
-TOKEN_SIGNS: Final = 24
+TOKEN_CHARACTERS: Final = 24
 """A token is at least so long: `openssl rand -hex 32` gives 64."""
 
 _LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
@@ -81,8 +81,8 @@ def read_access(host: str, port: int, allowed_hosts: Sequence[str]) -> Access:
             f"{host} is not this machine alone: set {TOKEN} to a long random text, such as that "
             "of `openssl rand -hex 32`, or listen on 127.0.0.1"
         )
-    if token and (len(token) < TOKEN_SIGNS or not token.isascii() or not token.isprintable()):
-        raise AccessError(f"{TOKEN} must be at least {TOKEN_SIGNS} printable ASCII characters")
+    if token and (len(token) < TOKEN_CHARACTERS or not token.isascii() or not token.isprintable()):
+        raise AccessError(f"{TOKEN} must be at least {TOKEN_CHARACTERS} printable ASCII characters")
     if _is_any(host) and not allowed_hosts:
         raise AccessError(
             f"{host} has no name of its own: say with --allow-host NAME:{port} how clients call it"

@@ -32,11 +32,11 @@ from prefect.settings import PREFECT_API_AUTH_STRING
 
 from flows.mcp_server.limits import JOBS, LOG_CHARACTERS, LOG_LINES
 from flows.mcp_server.requests import RequestError
+from flows.serve import POOL
 from stages.contracts.errors import BlocklensError, Problem
 
 DEPLOYMENT: Final = "pipeline/on-demand"
-POOL: Final = "blocklens"
-DOOR_TAG: Final = "mcp"
+MCP_TAG: Final = "mcp"
 
 
 class JobsError(BlocklensError, RuntimeError):
@@ -63,7 +63,7 @@ async def start_job(url: str, order: Order) -> dict[str, Any]:
         run = await client.create_flow_run_from_deployment(
             await _deployment(client),
             parameters={"targets": list(order.targets), "overrides": dict(order.overrides)},
-            tags=[DOOR_TAG, *order.tags],
+            tags=[MCP_TAG, *order.tags],
             name=order.name,
         )
         return _described(run)
@@ -191,7 +191,7 @@ async def _deployment(client: PrefectClient) -> UUID:
 
 
 async def _run(client: PrefectClient, job: UUID) -> FlowRun:
-    """Return a run of our deployment: those of others are not this door's."""
+    """Return a run of our deployment: those of others are none of its jobs."""
     deployment = await _deployment(client)
     with contextlib.suppress(ObjectNotFound):
         run = await client.read_flow_run(job)

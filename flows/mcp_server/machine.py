@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Final
 
+from flows.gpus import ask_driver
+
 _MEMINFO: Final = Path("/proc/meminfo")
-_GPU_FIELDS: Final = ("name", "memory.total", "memory.used", "utilization.gpu")
-_GPU_TIMEOUT_S: Final = 10.0
 
 
 def machine_state(folder: Path) -> dict[str, Any]:
@@ -30,19 +28,9 @@ def machine_state(folder: Path) -> dict[str, Any]:
 
 def gpus() -> list[dict[str, Any]]:
     """Return the NVIDIA GPUs of this machine as its driver's tool sees them; none without it."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, check=True
-        )
-    except subprocess.SubprocessError:
-        return []
     return [
         {"name": row[0], "memory_mib": row[1], "used_mib": row[2], "busy_percent": row[3]}
-        for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True)
+        for row in ask_driver(["name", "memory.total", "memory.used", "utilization.gpu"])
     ]
 
 

@@ -13,16 +13,18 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.applications import Starlette
 
 from flows.mcp_server import configs, datasets, jobs, tools
 from flows.mcp_server.access import Access
 from flows.mcp_server.datasets import SentFile, Split
-from flows.mcp_server.limits import LOG_LINES
+from flows.mcp_server.limits import LOG_LINES, REQUEST_BYTES
 from flows.mcp_server.requests import require_job
 from flows.mcp_server.tools import Workspace
 from stages.contracts.errors import BlocklensError
 
 NAME: Final = "blocklens"
+PATH: Final = "/mcp"
 _INSTRUCTIONS: Final = (
     "Trains FLUX LoRAs and shows what each transformer block of one does. list-presets, "
     "create-training-config, upload-dataset (train and validation pictures), start-training, "
@@ -61,6 +63,17 @@ def build_server(workspace: Workspace, access: Access | None) -> MCPServer[Any]:
         log_level="WARNING",
         auth=access.auth if access else None,
         token_verifier=access.verifier if access else None,
+    )
+
+
+def http_application(workspace: Workspace, access: Access) -> Starlette:
+    """Return the server as a web application, at PATH, for those whom `access` lets in."""
+    return build_server(workspace, access).streamable_http_app(
+        streamable_http_path=PATH,
+        json_response=True,
+        max_request_body_size=REQUEST_BYTES,
+        transport_security=access.security,
+        host=access.host,
     )
 
 

@@ -85,7 +85,7 @@ def trace_provenance(evidence: Evidence, params: Params) -> Provenance:
             for name, path in files.items()
             if path.is_file()
         ],
-        versions=[("python", platform.python_version()), *_versions()],
+        versions=[("python", _python()), *_versions()],
         settings=_settings(params, () if evidence.making else _OF_THE_MAKING),
         metadata=_metadata(folders.adapter),
         weights=[(file["path"], file["sha256"]) for file in weights["files"]],
@@ -100,6 +100,11 @@ def _shown_path(path: Path) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _python() -> str:
+    """Return the minor version: a patch of Python (3.11.2, 3.11.7) changes no byte of a run."""
+    return ".".join(platform.python_version_tuple()[:2])
 
 
 def _versions() -> list[tuple[str, str]]:

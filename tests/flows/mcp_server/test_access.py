@@ -13,10 +13,9 @@ import anyio
 import httpx2
 import pytest
 
-from flows.mcp_server.__main__ import PATH
 from flows.mcp_server.access import AccessError, is_loopback, listening, read_access
 from flows.mcp_server.limits import REQUEST_BYTES
-from flows.mcp_server.server import build_server
+from flows.mcp_server.server import PATH, http_application
 from flows.mcp_server.tools import Workspace
 from tests.flows.mcp_server.conftest import ROOT
 
@@ -28,14 +27,7 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 def over_http(workspace: Workspace, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:
     """Return what `work` returns, given a plain HTTP client of the server on 127.0.0.1:4280."""
-    access = read_access("127.0.0.1", 4280, [])
-    application = build_server(workspace, access).streamable_http_app(
-        streamable_http_path=PATH,
-        json_response=True,
-        max_request_body_size=REQUEST_BYTES,
-        transport_security=access.security,
-        host=access.host,
-    )
+    application = http_application(workspace, read_access("127.0.0.1", 4280, []))
 
     async def connected() -> Any:
         transport = httpx2.ASGITransport(application)
