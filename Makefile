@@ -12,6 +12,8 @@ WITH_TESTS := $(VENV)/.installed-tests
 export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
+# Set in many containers and shells: every stage would compile torch and diffusers again, for 10 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run flow serve mcp mixer image image-cuda ablation docs test lint types unit clean
 

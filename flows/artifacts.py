@@ -10,10 +10,10 @@ import logging
 import os
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from PIL import Image
 from prefect.artifacts import (
     create_image_artifact,
@@ -23,6 +23,7 @@ from prefect.artifacts import (
 )
 
 from flows.graph import GraphError, run_dvc
+from flows.lock_file import locked_outputs
 
 CONTACT_SHEET: Final = Path("data/evaluate/sheet.png")
 REPORT: Final = Path("data/report/index.html")
@@ -64,15 +65,11 @@ def publish_files(root: Path, stages: Collection[str]) -> None:
 
 def made_files(root: Path, stages: Collection[str]) -> list[dict[str, Any]]:
     """Return path, MD5 and size of the stages' outputs that are files, as dvc.lock has them."""
-    lock = root / "dvc.lock"
-    if not lock.is_file():
-        return []
-    document = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
-    entries = document.get("stages") or {}
+    outputs = locked_outputs(root)
     return [
         {"stage": stage, "path": out["path"], "md5": out["md5"], "bytes": out["size"]}
         for stage in sorted(stages)
-        for out in entries.get(stage, {}).get("outs", [])
+        for out in outputs.get(stage, [])
         if not out["md5"].endswith(".dir")
     ]
 
@@ -120,7 +117,10 @@ def metrics_markdown(root: Path) -> str:
     Empty without metrics. The change is left out, with the reason in the log, where there is no
     commit to compare with.
     """
-    shown = json.loads(run_dvc(root, "metrics", "show", "--json"))
+    with ThreadPoolExecutor() as pool:  # each is a process that takes a second
+        comparison = pool.submit(_metrics_difference, root)
+        shown = json.loads(run_dvc(root, "metrics", "show", "--json"))
+        difference = comparison.result()
     files = shown.get("", {}).get("data", {})
     rows = [
         f"| {path} | {name} | {value} |"
@@ -130,7 +130,7 @@ def metrics_markdown(root: Path) -> str:
     if not rows:
         return ""
     table = ["## Metrics", "", "| File | Metric | Value |", "|---|---|---|", *rows]
-    if difference := _metrics_difference(root):
+    if difference:
         table += ["", "## Change since the last commit", "", difference]
     return "\n".join(table)
 

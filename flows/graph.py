@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -58,11 +59,14 @@ def read_plan(root: Path, targets: Sequence[str] = ()) -> list[PlannedStage]:
     since new entries of dvc.lock are appended in the order in which stages finish.
     Raises GraphError with DVC's message where it refuses the graph or a target.
     """
-    dry_run = run_dvc(root, "repro", "--dry", "--force", *targets)
+    with ThreadPoolExecutor() as pool:  # each is a process that takes a second
+        reading = pool.submit(read_edges, root)
+        dry_run = run_dvc(root, "repro", "--dry", "--force", *targets)
+        edges = reading.result()
     planned = (_PLANNED.match(line) for line in dry_run.splitlines())
     names = list(dict.fromkeys(match["stage"] for match in planned if match))
     after: dict[str, list[str]] = {name: [] for name in names}
-    for before, name in read_edges(root):
+    for before, name in edges:
         if name in after and before in after:
             after[name].append(before)
     hints = _read_hints(root, names)
@@ -96,8 +100,9 @@ def run_dvc(root: Path, *arguments: str) -> str:
 def _read_hints(root: Path, names: Sequence[str]) -> dict[str, Hints]:
     found: dict[str, Hints] = {}
     problems: set[Problem] = set()
+    documents: dict[str, Any] = {}
     for name in names:
-        where, body = _stage_in_yaml(root, name)
+        where, body = _stage_in_yaml(root, name, documents)
         raw = (body.get("meta") or {}).get("prefect") or {}
         wrong = _wrong_hints(f"{where}.meta.prefect", raw)
         problems.update(wrong)
@@ -107,13 +112,14 @@ def _read_hints(root: Path, names: Sequence[str]) -> dict[str, Hints]:
     return found
 
 
-def _stage_in_yaml(root: Path, name: str) -> tuple[str, dict[str, Any]]:
-    """Return the place of a stage as messages name it, and its body in dvc.yaml."""
+def _stage_in_yaml(root: Path, name: str, documents: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the place of a stage as messages name it, and its body; each file is read once."""
     file, _, stage = name.rpartition(":")
     file = file or "dvc.yaml"
     base = stage.partition("@")[0]  # one entry of a matrix or foreach is NAME@KEY
-    document = yaml.safe_load((root / file).read_text(encoding="utf-8"))
-    body: dict[str, Any] = document["stages"][base]
+    if file not in documents:
+        documents[file] = yaml.safe_load((root / file).read_text(encoding="utf-8"))
+    body: dict[str, Any] = documents[file]["stages"][base]
     return f"{file}: stages.{base}", body.get("do", body)
 
 

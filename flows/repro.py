@@ -18,14 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from flows import processes
 from flows.environment import child_environment
 from flows.failure import failure_message, is_busy
 from flows.graph import DVC
+from flows.lock_file import locked_outputs
 from stages.contracts.errors import BlocklensError
 
 _ADVICE: Final = re.compile(
@@ -219,12 +218,7 @@ def _locked_outputs(root: Path, stage: str) -> list[Path]:
     """Return the outputs of the stage's last good run, from dvc.lock."""
     file, _, name = stage.rpartition(":")
     folder = root / Path(file).parent
-    lock = folder / "dvc.lock"
-    if not lock.is_file():
-        return []
-    document: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
-    entry = (document.get("stages") or {}).get(name) or {}
-    return [folder / out["path"] for out in entry.get("outs", [])]
+    return [folder / out["path"] for out in locked_outputs(folder).get(name, [])]
 
 
 def _keep_small_outputs(root: Path, stage: str) -> dict[Path, bytes]:

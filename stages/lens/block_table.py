@@ -143,10 +143,9 @@ def effect_metrics(measured: pd.DataFrame, table: pd.DataFrame) -> dict[str, flo
     """Return what the adapter does as a whole; NaN where there are no pictures to tell.
 
     effect_mse: MSE of `full` against `none`; noise_floor_mse: of `full` drawn twice (rounding
-    alone); bleed: the
-    effect on prompts without the trigger over the effect on those with it; rank_tau: Kendall's
-    tau-b of shares against isolate recoveries; learnt_over_noise: the median over blocks of the
-    block's MSE to `none` over that of noise of its norm.
+    alone); bleed: the effect on prompts without the trigger over the effect on those with it;
+    rank_tau: Kendall's tau-b of shares against isolate recoveries; learnt_over_noise: the median
+    over blocks of the block's MSE to `none` over that of noise of its norm.
     """
 
     def error(kind: str, variant: str, column: str) -> float:
