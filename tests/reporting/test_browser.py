@@ -43,11 +43,11 @@ LOOKS: list[tuple[str, int, Scheme]] = [
 
 
 @pytest.fixture(scope="module")
-def page_file(example_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example's report, as the stage writes it."""
+def page_file(example_data: Path) -> Path:
+    """The example's report, as the stage writes it and where: beside the pictures."""
     require_chromium()
     params = example_params()
-    out = tmp_path_factory.mktemp("browser") / "report"
+    out = example_data / "report"
     sections = [getattr(params, name) for name in Params.model_fields]
     report(*sections, out=out, **example_folders(example_data))
     return out / "index.html"
@@ -248,6 +248,10 @@ def test_a_picture_opens_in_full_size_and_escape_leads_back(
         assert after is not None
         assert after["width"] > 1.5 * before["width"]
         expect(page.locator("#full-words")).to_contain_text("32 × 32 pixels here, in full in data/")
+        with page.expect_popup() as opened:
+            page.locator("#full-words a").click()
+        assert opened.value.evaluate("document.images[0].naturalWidth") == 32
+        opened.value.close()
         page.keyboard.press("Escape")
         expect(page.locator("#full")).to_be_hidden()
         expect(page.locator("#detail")).to_be_visible()

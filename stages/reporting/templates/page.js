@@ -165,13 +165,21 @@
   all(".open").forEach((button) => button.addEventListener("click", () => open(button.closest(".card").dataset.block)));
   all("a[data-block]").filter((link) => !link.closest(".map-frame")).forEach((link) => link.addEventListener("click", (event) => { event.preventDefault(); open(link.dataset.block); }));
 
-  // Any picture as large as the window and the page's copy of it allow; Escape leads back.
+  // Any picture as large as the window and the page's copy of it allow; Escape leads back. The
+  // picture itself is a file beside the report's folder, one click further.
   const full = one("#full");
-  const enlarge = (pictures, words, own) => {
+  const linked = (file) => {
+    const link = document.createElement("a");
+    link.href = encodeURI(file.replace(/^data\//, "../"));
+    link.target = "_blank";
+    link.textContent = file;
+    return [" here, in full in ", link];
+  };
+  const enlarge = (pictures, words, own, file) => {
     one(".full-pictures").replaceChildren(...pictures.map((picture) => picture.cloneNode(true)));
     full.classList.toggle("own", own);
     full.style.setProperty("--shown", pictures.length);
-    one("#full-words").textContent = words;
+    one("#full-words").replaceChildren(words, ...(file ? linked(file) : []));
     full.showModal();
   };
   document.addEventListener("click", (event) => {
@@ -181,7 +189,7 @@
       const picture = zoom.firstElementChild, image = picture.matches("img") ? picture : one("img", picture);
       const caption = zoom.nextElementSibling && zoom.nextElementSibling.matches("figcaption") ? zoom.nextElementSibling.textContent + ". " : "";
       const size = `${image.naturalWidth} × ${image.naturalHeight} pixels`;
-      enlarge([picture], `${caption}${image.alt}. ${picture.dataset.file ? `${size} here, in full in ${picture.dataset.file}` : size}`, zoom.closest(".own") !== null);
+      enlarge([picture], `${caption}${image.alt}. ${size}`, zoom.closest(".own") !== null, picture.dataset.file);
     }
     if (both) {
       const images = all(".compare img", both.closest("figure")).reverse();
