@@ -73,6 +73,16 @@ def read_plan(root: Path, targets: Sequence[str] = ()) -> list[PlannedStage]:
     return [PlannedStage(name, tuple(sorted(after[name])), hints[name]) for name in names]
 
 
+def time_limit_s(root: Path, target: str) -> float | None:
+    """Return how long a run up to `target` may take: the time-outs of its stages together.
+
+    None where one of them has none. Raises GraphError as `read_plan` does.
+    """
+    limits = [stage.hints.timeout_s for stage in read_plan(root, [target])]
+    known = [limit for limit in limits if limit is not None]
+    return sum(known) if len(known) == len(limits) else None
+
+
 def read_edges(root: Path) -> list[tuple[str, str]]:
     """Return DVC's edges (earlier stage, later stage), those from `*.dvc` files left out."""
     matches = (_EDGE.match(line) for line in run_dvc(root, "dag", "--dot").splitlines())

@@ -26,12 +26,14 @@ from prefect.states import Completed, Failed
 
 from flows.command_line import run_to_exit
 from flows.graph import run_dvc
+from flows.lock_file import locked_outputs
 from flows.pipeline import pipeline
 from flows.repository import committer, run_git
 from stages.contracts.errors import BlocklensError
 
 BRANCH: Final = "nightly"
-_RESULTS: Final = ("dvc.lock", "params.yaml", "data")
+_TRACKED: Final = ("dvc.lock", "params.yaml", "data")
+"""Where a run changes what git has. Of what git does not have, only outputs of stages are added."""
 _SUBJECT: Final = "Results of a run: "
 
 
@@ -74,8 +76,10 @@ def commit_results(root: Path, branch: str, summary: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
         run_git(root, "read-tree", "HEAD", environment=index)
-        results = [path for path in _RESULTS if (root / path).exists()]
-        run_git(root, "add", "--all", "--", *results, environment=index)
+        changed = [path for path in _TRACKED if (root / path).exists()]
+        run_git(root, "add", "--update", "--", *changed, environment=index)
+        if made := _new_results(root):
+            run_git(root, "add", "--", *made, environment=index)
         tree = run_git(root, "write-tree", environment=index)
     if tree == run_git(root, "rev-parse", "HEAD^{tree}"):
         return None
@@ -89,6 +93,18 @@ def commit_results(root: Path, branch: str, summary: str) -> str | None:
     commit = run_git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, environment=who)
     run_git(root, "branch", "--force", branch, commit)
     return commit
+
+
+def _new_results(root: Path) -> list[str]:
+    """Return the files of the run that git neither has nor ignores: small outputs, .gitignore.
+
+    Never what else lies in data/, such as somebody's own pictures.
+    """
+    outputs = [out["path"] for outs in locked_outputs(root).values() for out in outs]
+    ignoring = {f"{Path(output).parent}/.gitignore" for output in outputs}
+    asked = ["dvc.lock", *outputs, *sorted(ignoring)]
+    options = ("--others", "--exclude-standard", "-z", "--", *asked)
+    return [name for name in run_git(root, "ls-files", *options).split("\0") if name]
 
 
 def push_results(root: Path, branch: str, commit: str) -> None:

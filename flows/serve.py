@@ -31,14 +31,14 @@ import flows.environment  # noqa: F401  sets what prefect reads while it is impo
 from flows import processes
 from flows.experiments.fan_out import POOL as EXPERIMENTS
 from flows.gpus import driver_gpus
-from flows.left_runs import end_left_runs, register_automations
+from flows.left_runs import end_left_runs
 from flows.local_server import wait_until_healthy
+from flows.registration import POOL, register
 from flows.worker_clone import CLONE_VARIABLE, SOURCE_VARIABLE, update_clone, worker_name
 from stages.contracts.errors import BlocklensError
 
 HOST: Final = "127.0.0.1"
 PORT: Final = 4200
-POOL: Final = "blocklens"
 CLONE: Final = Path(".blocklens/worker")
 HEARTBEAT_S: Final = 60
 SERVER_GRACE_S: Final = 60.0
@@ -101,7 +101,8 @@ def serve(source: Path, clone: Path, port: int, experiments: int = 0) -> None:
     """Start server and workers, register the deployments, and wait until one of them ends.
 
     Raises:
-        ServeError: the port is taken, or registration, server or worker fail.
+        ServeError: the port is taken, or server or worker fail.
+        RegistrationError: Prefect refuses a pool or a deployment.
         ServerError: the server does not start.
         CloneError: a worker's clone would be in a place that holds something else.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after all were stopped.
@@ -120,7 +121,7 @@ def serve(source: Path, clone: Path, port: int, experiments: int = 0) -> None:
     workers |= experiment_workers(source, clone, url, experiments, logs)
     with _running([*_PREFECT, "server", "start"], environment, logs / "server.log") as server:
         wait_until_healthy(server, url, logs / "server.log")
-        _register(environment, source)
+        register(environment, source)
         end_left_runs(url, [each.environment[CLONE_VARIABLE] for each in workers.values()])
         with ExitStack() as stack:
             working = {name: stack.enter_context(each.start()) for name, each in workers.items()}
@@ -140,7 +141,8 @@ def work(
     server's own machine has done that.
 
     Raises:
-        ServeError: registration or worker fail.
+        ServeError: a worker fails.
+        RegistrationError: Prefect refuses a pool or a deployment.
         ServerError: the server does not answer.
         CloneError: a worker's clone would be in a place that holds something else.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the workers were stopped.
@@ -149,7 +151,7 @@ def work(
     workers = {}
     if main_worker:
         update_clone(str(source), str(clone))
-        _register(environment, source)
+        register(environment, source)
         workers["worker"] = _worker(POOL, environment, None)
     workers |= experiment_workers(source, clone, url, experiments, None)
     first = next(iter(workers))
@@ -205,29 +207,6 @@ def serving_environment(source: Path, clone: Path, url: str) -> dict[str, str]:
         SOURCE_VARIABLE: str(source.resolve()),
         CLONE_VARIABLE: str(clone.resolve()),
     }
-
-
-def _register(environment: Mapping[str, str], source: Path) -> None:
-    """Make the pools (again), the deployments and the automation."""
-    commands = (
-        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-        ["work-pool", "set-concurrency-limit", POOL, "1"],
-        ["work-pool", "create", EXPERIMENTS, "--type", "process", "--overwrite"],
-        ["--no-prompt", "deploy", "--all"],
-    )
-    for command in commands:
-        done = subprocess.run(
-            [*_PREFECT, *command],
-            cwd=source,
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            said = (done.stderr + done.stdout).strip()
-            raise ServeError(f"prefect {' '.join(command)} failed: {said}")
-    register_automations(environment["PREFECT_API_URL"], (POOL, EXPERIMENTS))
 
 
 def _wait(

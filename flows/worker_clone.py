@@ -7,6 +7,8 @@ cache is shared with the source, so that nothing is made or fetched twice.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import uuid
 from pathlib import Path
 from typing import Final
@@ -17,12 +19,15 @@ from flows.repository import GitError, run_git
 from flows.repro import exclusive_run, forget_dead_dvc
 from stages.contracts.errors import BlocklensError
 
-CACHE: Final = ".dvc/cache"
+SETTINGS: Final = Path(".dvc", "config.local")
 SOURCE_VARIABLE: Final = "BLOCKLENS_SOURCE"
 CLONE_VARIABLE: Final = "BLOCKLENS_CLONE"
 WORKER_NAME: Final = Path(".blocklens", "worker-name")
 PATIENCE_S: Final = STAGE_GRACE_S + GUARD_GRACE_S
 """How long a stage may go on saving in the clone when its run has been cancelled."""
+
+_FOLDER_REMOTE: Final = re.compile(r"(?P<option>remote\..+\.url)=(?P<path>/.*)")
+"""dvc 3.67 lists a folder by its absolute path, however it was named."""
 
 
 class CloneError(BlocklensError, RuntimeError):
@@ -58,7 +63,7 @@ def update_clone(source: str, clone: str, revision: str = "HEAD") -> dict[str, s
         commit = _commit(origin, revision)
         run_git(folder, "fetch", "--quiet", "--tags", "--force", "origin", commit)
         run_git(folder, "checkout", "--quiet", "--detach", "--force", commit)
-        run_dvc(folder, "config", "--local", "cache.dir", _cache(origin))
+        _take_settings(origin, folder)
         run_dvc(folder, "checkout", "--quiet", "--force", "--allow-missing")
     return {"directory": str(folder)}
 
@@ -100,6 +105,21 @@ def _commit(origin: Path, revision: str) -> str:
             raise
     run_git(origin, "fetch", "--quiet", "--all")
     return run_git(origin, "rev-parse", f"{revision}^{{commit}}")
+
+
+def _take_settings(origin: Path, folder: Path) -> None:
+    """Give the clone what git does not: the source's local settings, its cache, folder remotes.
+
+    Local settings may hold the key of a remote. A remote that is a folder has a path from the
+    settings of the checkout, which would lead elsewhere from the clone's.
+    """
+    (folder / SETTINGS).unlink(missing_ok=True)
+    if (origin / SETTINGS).is_file():
+        shutil.copy(origin / SETTINGS, folder / SETTINGS)  # with its mode: it may have secrets
+    run_dvc(folder, "config", "--local", "cache.dir", _cache(origin))
+    for line in run_dvc(origin, "config", "--list").splitlines():
+        if match := _FOLDER_REMOTE.fullmatch(line):
+            run_dvc(folder, "config", "--local", match["option"], match["path"])
 
 
 def _cache(origin: Path) -> str:

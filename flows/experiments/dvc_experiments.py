@@ -18,7 +18,7 @@ from typing import Any, Final
 from flows import processes
 from flows.environment import child_environment
 from flows.failure import failure_message
-from flows.graph import DVC, run_dvc
+from flows.graph import DVC, run_dvc, time_limit_s
 from flows.repository import committer, run_git
 from flows.repro import StageFailedError
 from stages.contracts.errors import BlocklensError, Problem
@@ -129,18 +129,24 @@ def run_experiment(
 ) -> None:
     """Run the pipeline up to `stage` with changed params as an experiment of the current commit.
 
-    Raises StageFailedError with the failed stage's own message. Whatever ends it early, Ctrl-C
+    Raises StageFailedError with the failed stage's own message, or where the stages take longer
+    than their time-outs allow together. Whatever ends it early, Ctrl-C
     included, leaves no process behind and the working tree as it was.
     """
     # With the file's name in front, a colon in a value is no file's name.
     settings = [f"{PARAMS}:{key}={json.dumps(value)}" for key, value in changes.items()]
     options = [part for setting in settings for part in ("--set-param", setting)]
+    limit_s = time_limit_s(root, stage)
     finished = processes.run_streamed(
         [*DVC, "exp", "run", "--temp", "--name", name, *options, stage],
         directory=root,
         environment=_environment(root),
         on_line=on_line,
+        timeout_s=limit_s,
     )
+    if finished.timed_out:
+        said = f"stopped after {limit_s:g} s, the timeout_s of its stages in dvc.yaml together"
+        raise StageFailedError(f"{name}: {said}")
     if finished.exit_code != 0:
         raise StageFailedError(f"{name}: {_reason(stage, finished.lines)}")
 

@@ -32,7 +32,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING
 
 from flows.mcp_server.limits import JOBS, LOG_CHARACTERS, LOG_LINES
 from flows.mcp_server.requests import RequestError
-from flows.serve import POOL
+from flows.registration import POOL
 from stages.contracts.errors import BlocklensError, Problem
 
 DEPLOYMENT: Final = "pipeline/on-demand"

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 from pydantic import ValidationError
 
-from flows.serve import WORKER_GRACE_S
+from flows.serve import HEARTBEAT_S, WORKER_GRACE_S
 from tests.containers.dockerfile import read_dockerfile
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +88,7 @@ def test_a_run_gets_gpus_and_volumes(shipped: dict[str, Any]) -> None:
     assert made.env["BLOCKLENS_DEVICE"] == "cuda"
     assert made.env["BLOCKLENS_SOURCE"] == mounts["data"]
     assert Path(made.env["BLOCKLENS_CLONE"]).parent == Path(mounts["cache"])
+    assert made.env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_S)
     assert made.pod_watch_timeout_seconds == 1800
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect.client.schemas.objects import State
 
 from flows.nightly import BranchError, commit_results, nightly, push_results
@@ -67,30 +68,30 @@ def end_night(project: Path, clone: Path, lock: str) -> str | None:
 def test_nights_before_a_merge_make_one_commit(finished_project: Path, tmp_path: Path) -> None:
     """Each night made and pushed an equal one, over whatever a person had put on the branch."""
     clone, there = tmp_path / "clone", tmp_path / "there"
-    first = end_night(finished_project, clone, "first")
+    first = end_night(finished_project, clone, "schema: first")
     assert first == git(finished_project, "rev-parse", "nightly")
-    assert end_night(finished_project, clone, "first") == first
+    assert end_night(finished_project, clone, "schema: first") == first
     shutil.rmtree(clone)  # what it had last pushed is forgotten with it
-    end_night(finished_project, clone, "first")
+    end_night(finished_project, clone, "schema: first")
     assert git(finished_project, "rev-parse", "nightly") == first
-    end_night(finished_project, clone, "second")
-    assert git(finished_project, "show", "nightly:dvc.lock") == "second"
+    end_night(finished_project, clone, "schema: second")
+    assert git(finished_project, "show", "nightly:dvc.lock") == "schema: second"
 
     git(tmp_path, "clone", "--quiet", "--branch", "nightly", str(finished_project), str(there))
     git(there, "commit", "--quiet", "--allow-empty", "--message", "a person's own")
     git(there, "push", "--quiet", "origin", "nightly")
-    for lock in ("second", "third"):
+    for lock in ("schema: second", "schema: third"):
         with pytest.raises(BranchError, match=r"nightly of origin has .* of no run .*person's own"):
             end_night(finished_project, clone, lock)
         own = git(there, "rev-parse", "HEAD")
         assert git(finished_project, "rev-parse", "nightly") == own
 
     git(finished_project, "merge", "--quiet", "nightly")
-    end_night(finished_project, clone, "third")
+    end_night(finished_project, clone, "schema: third")
     head = git(finished_project, "rev-parse", "HEAD")
     assert git(finished_project, "rev-parse", "nightly~1") == head
     git(finished_project, "branch", "--delete", "--force", "nightly")
-    commit = end_night(finished_project, clone, "third")
+    commit = end_night(finished_project, clone, "schema: third")
     assert git(finished_project, "rev-parse", "nightly") == commit
 
 
@@ -103,6 +104,20 @@ def test_a_failed_night_commits_nothing(finished_project: Path) -> None:
     assert state.is_failed()
     assert "no way" in (state.message or "")
     assert git(finished_project, "branch", "--list", "nightly") == ""
+
+
+def test_pictures_that_git_does_not_have_stay_private(finished_project: Path) -> None:
+    """In somebody's own checkout their photos lie in data/, and the branch is pushed."""
+    for name in ("mine/train/me.png", "tables/made.csv"):
+        path = finished_project / "data" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(name)
+    lock = yaml.safe_load((finished_project / "dvc.lock").read_text())
+    lock["stages"]["table"] = {"cmd": "true", "outs": [{"path": "data/tables/made.csv"}]}
+    (finished_project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    commit_results(finished_project, "results", "1 Ran")
+    changed = git(finished_project, "diff", "--name-only", "HEAD", "results").splitlines()
+    assert changed == ["data/tables/made.csv", "dvc.lock"]
 
 
 def test_results_are_committed_beside_the_working_tree(finished_project: Path) -> None:

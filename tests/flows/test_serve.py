@@ -24,7 +24,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import processes as processes_module
 from flows.experiments.fan_out import POOL as EXPERIMENTS
 from flows.left_runs import crash_unbegun, crash_zombies, end_left_runs
-from flows.serve import HEARTBEAT_S, POOL, WORKER_GRACE_S, Command, ServeError, _wait, serve
+from flows.registration import POOL
+from flows.serve import HEARTBEAT_S, WORKER_GRACE_S, Command, ServeError, _wait, serve
 from flows.worker_clone import PATIENCE_S
 from tests.browser import CHROMIUM, keep_screenshot, open_page
 from tests.flows.conftest import descendants, is_alive, run_dvc, wait_until

@@ -48,6 +48,26 @@ def test_a_clone_follows_its_source_and_drops_what_a_run_changed(
     assert (clone / "source.txt").read_text() == "first\n"
 
 
+def test_a_clone_has_the_sources_remotes_and_their_keys(
+    finished_project: Path, tmp_path: Path
+) -> None:
+    """A night in the clone pushed into a stray folder, or nowhere for lack of the key."""
+    run_dvc(finished_project, "remote", "add", "--default", "team", "../a store")
+    run_dvc(finished_project, "remote", "add", "bucket", "s3://pictures/store")
+    run_dvc(finished_project, "remote", "modify", "--local", "bucket", "secret_access_key", "key")
+    git(finished_project, "commit", "--quiet", "--all", "--message", "remotes")
+    clone = tmp_path / "far" / "away" / "clone"
+    update_clone(str(finished_project), str(clone))
+    run_dvc(clone, "push", "--quiet")
+    assert any((finished_project.parent / "a store").rglob("*"))
+    assert "remote.bucket.secret_access_key=key" in run_dvc(clone, "config", "--list")
+    run_dvc(
+        finished_project, "remote", "modify", "--local", "--unset", "bucket", "secret_access_key"
+    )
+    update_clone(str(finished_project), str(clone))
+    assert "secret_access_key" not in run_dvc(clone, "config", "--list")
+
+
 def test_a_folder_that_is_something_else_is_refused(finished_project: Path, tmp_path: Path) -> None:
     """A typing error must not reset another repository or fill a folder of pictures."""
     pictures = tmp_path / "pictures"

@@ -100,6 +100,16 @@ def test_a_failed_stage_is_heard_in_its_own_words(finished_project: Path) -> Non
     assert git(finished_project, "status", "--porcelain") == ""
 
 
+def test_a_stage_that_hangs_does_not_hold_its_worker_for_ever(finished_project: Path) -> None:
+    """The time-outs of dvc.yaml hold for an experiment, too; it has all of them together."""
+    pipeline = finished_project / "dvc.yaml"
+    pipeline.write_text(pipeline.read_text().replace("timeout_s: 60", "timeout_s: 0.5"))
+    (finished_project / "copy.sh").write_text("sleep 600\n")
+    git(finished_project, "commit", "--quiet", "--all", "--message", "hangs")
+    with pytest.raises(StageFailedError, match=r"^slow: stopped after 0\.5 s, the timeout_s of "):
+        run_experiment(finished_project, "slow", "alpha", {}, lambda _line: None)
+
+
 def test_inputs_must_be_those_of_the_commit(finished_project: Path) -> None:
     """The copy would train on other pictures, code or params than those that lie here."""
     for folder in ("weights", "pictures", "stages"):
