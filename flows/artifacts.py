@@ -101,14 +101,16 @@ def publish_results(root: Path, stages: Collection[str]) -> None:
 
 
 def _publish_report(path: Path) -> None:
-    """Leave where the report is: its address where it is served, else its path, to be copied.
-
-    A page that came over HTTP may not open files.
-    """
+    """Leave where the report is: its address where it is served, else its path."""
     if address := os.environ.get(REPORT_URL):
         create_link_artifact(link=address, link_text="Report", key="report")
     else:
-        create_markdown_artifact(markdown=f"`{path}`", key="report", description="Report")
+        publish_place(path, key="report", description="Report")
+
+
+def publish_place(path: Path, *, key: str, description: str) -> None:
+    """Leave where a file is, as text to be copied: a page that came over HTTP may open no file."""
+    create_markdown_artifact(markdown=f"`{path}`", key=key, description=description)
 
 
 def metrics_markdown(root: Path) -> str:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,12 +46,20 @@ _ANSWERS: Final = {
         f"Give it write access at {_TOKENS_PAGE}, or name a repository of your own.",
     ),
     404: ("no such owner, or a repository that the token may not see", "Check owner and name."),
-    409: ("exists already", "Name another repository, or add a commit to it with --update."),
 }
+_CONFLICT: Final = 409
+_TAKEN: Final = (
+    "exists already",
+    "Name another repository, or add a commit to it with --update.",
+)
+_EMPTY: Final = (
+    "was made, and is still empty",
+    "Run the same command with --update, which goes on with it.",
+)
 
 
 class PublishError(BlocklensError, RuntimeError):
-    """Nothing was published; the message says why."""
+    """No file was published; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +90,15 @@ def gather(root: Path, params: Params) -> Publication:
     needed = (*files.values(), blocks, metrics)
     if missing := [path for path in needed if not path.is_file()]:
         remedy = "Run `dvc repro`, or `dvc pull` where it has run."
-        problems = [
-            Problem(path.relative_to(root).as_posix(), "missing", remedy) for path in missing
-        ]
+        problems = [Problem(_shown_path(path, root), "missing", remedy) for path in missing]
         raise PublishError("There is nothing to publish yet", problems)
     table = read_table(BLOCKS, blocks)
     return Publication(files, write_card(params, table, metrics, samples))
+
+
+def _shown_path(path: Path, root: Path) -> str:
+    """Return a path below the project from there, another as it is."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def listing(repository: str, publication: Publication) -> str:
@@ -124,7 +136,7 @@ def push(repository: str, publication: Publication, *, public: bool, update: boo
 
     Raises:
         PublishError: the Hub refuses or cannot be reached, or the repository is not as `public`
-            says.
+            says. A new repository that is left empty is told.
     """
     _require_sound(repository)
     operations = [
@@ -133,16 +145,38 @@ def push(repository: str, publication: Publication, *, public: bool, update: boo
     operations.append(CommitOperationAdd("README.md", publication.card.encode()))
     disable_progress_bars()
     hub = HfApi()
-    try:
-        if update:
-            _require_visibility(hub, repository, public=public)
-        else:
+    if update:
+        _require_visibility(hub, repository, public=public)
+    else:
+        with _explained(repository, {_CONFLICT: _TAKEN}):
             hub.create_repo(repository, private=not public)
+    left = [] if update else [Problem(repository, *_EMPTY)]
+    with _explained(repository, {}, left):
         commit = hub.create_commit(repository, operations, commit_message=_MESSAGE)
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        # Without the cause: it holds the request, and with it the token.
-        raise PublishError("Nothing is published", [_problem(error, repository)]) from None
     return str(commit.commit_url)
+
+
+@contextmanager
+def _explained(
+    repository: str, answers: Mapping[int, tuple[str, str]], left: Sequence[Problem] = ()
+) -> Iterator[None]:
+    """Turn what the Hub's client raises into our own error.
+
+    Args:
+        repository: owner/name.
+        answers: what the Hub's answers mean here, apart from those that mean the same everywhere.
+        left: what else there is to say then.
+
+    Raises:
+        PublishError: the Hub refuses or cannot be reached.
+    """
+    try:
+        yield
+    # RuntimeError: what huggingface_hub makes of any failure while it sends a large file.
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
+        problem = _problem(error, repository, {**_ANSWERS, **answers})
+        # Without the cause: it holds the request, and with it the token.
+        raise PublishError("Nothing is published", [problem, *left]) from None
 
 
 def _require_sound(repository: str) -> None:
@@ -165,7 +199,8 @@ def _require_sound(repository: str) -> None:
 
 def _require_visibility(hub: HfApi, repository: str, *, public: bool) -> None:
     """Accept a repository that everybody sees if `public`, and else only one that is private."""
-    private = hub.repo_info(repository).private
+    with _explained(repository, {}):
+        private = hub.repo_info(repository).private
     if public and private is not False:
         what = "is private, and --update leaves it so"
         problem = Problem(repository, what, "Leave --public out, or make it public on its page.")
@@ -177,12 +212,13 @@ def _require_visibility(hub: HfApi, repository: str, *, public: bool) -> None:
     raise PublishError("Nothing is published", [problem])
 
 
-def _problem(error: Exception, repository: str) -> Problem:
+def _problem(error: Exception, repository: str, answers: Mapping[int, tuple[str, str]]) -> Problem:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         unknown = (f"the Hub answers with {status}", "Try again later.")
-        return Problem(repository, *_ANSWERS.get(status, unknown))
-    what = f"the Hub cannot be reached, or breaks off ({type(error).__name__})"
+        return Problem(repository, *answers.get(status, unknown))
+    reason = error.__cause__ if isinstance(error, RuntimeError) else None
+    what = f"the Hub cannot be reached, or breaks off ({type(reason or error).__name__})"
     return Problem(repository, what, "Check network and proxy, then try again.")
 
 

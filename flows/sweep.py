@@ -27,16 +27,13 @@ import flows.environment  # noqa: F401  sets what prefect reads while it is impo
 
 # isort: split
 from prefect import flow, get_run_logger
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_table_artifact,
-)
+from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
 from flows import processes
+from flows.artifacts import publish_place
 from flows.command_line import run_to_exit
 from flows.experiments.combination_runs import run_missing, share_experiments
 from flows.experiments.dvc_experiments import PARAMS, Recorded, read_experiments, require_committed
@@ -136,7 +133,7 @@ def _publish(
     create_image_artifact(
         image_url=f"data:image/svg+xml;base64,{picture}", key="sweep-plot", description="Plot"
     )
-    create_link_artifact(link=path.resolve().as_uri(), link_text="Sweep", key="sweep-page")
+    publish_place(path.resolve(), key="sweep-page", description="Table and plot")
     get_run_logger().info("table and plot: %s", path)
 
 

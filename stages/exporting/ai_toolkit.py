@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,12 +24,13 @@ from stages.exporting.trainer_words import (
 Values = dict[str, Any]
 
 
-def write_ai_toolkit(params: Params, dataset: str) -> tuple[str, list[str]]:
+def write_ai_toolkit(params: Params, dataset: str, converted: Path | None) -> tuple[str, list[str]]:
     """Return the YAML and what it could not take along.
 
     Args:
         params: all of params.yaml.
         dataset: the folder of pictures and captions that stage caption writes for trainers.
+        converted: the diffusers folder that stage fetch made of single files, if it is there.
     """
     train = params.train
     remarks = left_behind(params, ("caption_dropout", "ema_decay"))
@@ -49,6 +51,11 @@ def write_ai_toolkit(params: Params, dataset: str) -> tuple[str, list[str]]:
     if params.model.quantisation == "nf4":
         remarks.append(
             "model.quantisation: nf4 (qfloat8 is written: 8 bits for each weight, not 4)"
+        )
+    if params.fetch.single_files and converted is None:
+        remarks.append(
+            f"the base model's weights: {params.fetch.folder} has its configs and tokenizers "
+            "alone; run `dvc repro fetch` first, or name a diffusers folder in model.name_or_path"
         )
     network: Values = {"type": "lora", "linear": train.rank, "linear_alpha": train.alpha}
     if train.blocks:
@@ -96,7 +103,7 @@ def write_ai_toolkit(params: Params, dataset: str) -> tuple[str, list[str]]:
             }
         ],
         "train": schedule,
-        "model": _model(params),
+        "model": _model(params, converted),
         "sample": {
             "sampler": "flowmatch",
             "sample_every": train.sample_every,
@@ -125,9 +132,10 @@ def write_ai_toolkit(params: Params, dataset: str) -> tuple[str, list[str]]:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100), remarks
 
 
-def _model(params: Params) -> Values:
+def _model(params: Params, converted: Path | None) -> Values:
+    folder = params.fetch.folder if converted is None else converted.as_posix()
     model: Values = {
-        "name_or_path": params.fetch.repository or params.fetch.folder,
+        "name_or_path": params.fetch.repository or folder,
         "is_flux": True,
         "quantize": params.model.quantisation != "none",
     }

@@ -24,7 +24,7 @@ _MISFIT: Final = (
     "This LoRA cannot be used in ComfyUI: its base model is none that ComfyUI loads, and its "
     "shapes are not those of FLUX.1 (width 3072). On FLUX.1 ComfyUI would skip every layer of it "
     "with a shape error and draw the base model's picture. These files show what a run on FLUX.1 "
-    "gets: names are FLUX.1-dev's."
+    "gets: names are {title}'s."
 )
 _UNREAD: Final = (
     "The LoRA's tensors have other names than diffusers', so its shapes were not compared with "
@@ -63,7 +63,7 @@ def comfyui_files(finished: Finished, params: Params) -> dict[str, str]:
                 width,
                 height,
             )
-            notes = _notes(finished, fit, advice, with_vector=full in dressings)
+            notes = (*_fit_notes(base, fit), *_notes(finished, advice, full in dressings))
             nodes = flux_workflow(base, dressings, scene, f"blocklens/{stem}", notes)
             files[f"{name}-{shape}.json"] = _written(ui_format(nodes))
             files[f"{name}-{shape}.api.json"] = _written(api_format(nodes))
@@ -79,11 +79,13 @@ def _file_stem(trigger: str) -> str:
     return "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in trigger)
 
 
-def _notes(
-    finished: Finished, fit: Fit, advice: Recommendation, *, with_vector: bool
-) -> tuple[str, ...]:
-    notes = {"fits": (), "other shapes": (_MISFIT,), "other names": (_UNREAD,)}[fit]
-    notes = (*notes, f"Strength {advice.strength:g}: {advice.because}.")
+def _fit_notes(base: BaseFiles, fit: Fit) -> tuple[str, ...]:
+    misfit = _MISFIT.format(title=base.title)
+    return {"fits": (), "other shapes": (misfit,), "other names": (_UNREAD,)}[fit]
+
+
+def _notes(finished: Finished, advice: Recommendation, with_vector: bool) -> tuple[str, ...]:
+    notes = (f"Strength {advice.strength:g}: {advice.because}.",)
     if not with_vector:
         return notes
     vector = (
@@ -100,7 +102,7 @@ def _readme(
     stem = _file_stem(params.caption.trigger)
     remark: Mapping[Fit, str] = {
         "fits": "Names and shapes of the LoRA are those of FLUX.1's blocks.",
-        "other shapes": f"**{_MISFIT}**",
+        "other shapes": f"**{_MISFIT.format(title=base.title)}**",
         "other names": _UNREAD,
     }
     rows = [

@@ -51,7 +51,7 @@ def write_kohya(params: Params, dataset: str) -> tuple[str, list[str]]:
         remarks.append(f"train.timestep_location: {train.timestep_location:g} (0 there)")
     if len(params.encode.sizes_px) > 1:
         remarks.append(f"encode.sizes_px: {params.encode.sizes_px} (the first is written)")
-    if train.guidance is None:
+    if train.guidance is None and base_files(params.fetch).is_guided:
         remarks.append("train.guidance: null (1.0 is written; sd-scripts cannot leave it out)")
     if params.model.quantisation not in ("none", "fp8"):
         remarks.append(f"model.quantisation: {params.model.quantisation} (fp8_base is written)")
@@ -125,12 +125,20 @@ def _schedule(params: Params) -> Values:
         "lr_scheduler_power": train.scheduler_power,
         "lr_warmup_steps": train.warmup_steps,
         "max_grad_norm": train.gradient_clip,
-        "guidance_scale": 1.0 if train.guidance is None else train.guidance,
+        **_guidance(params),
         "model_prediction_type": "raw",
         "timestep_sampling": _TIMESTEPS[train.timesteps],
         "sigmoid_scale": train.timestep_scale,
         "weighting_scheme": _WEIGHTINGS.get(train.loss_weighting, "none"),
     }
+
+
+def _guidance(params: Params) -> Values:
+    """Return what the guidance embedding is given; nothing for a model that has none."""
+    guidance = params.train.guidance
+    if not base_files(params.fetch).is_guided:
+        return {}
+    return {"guidance_scale": 1.0 if guidance is None else guidance}
 
 
 def _data(params: Params, dataset: str) -> Values:

@@ -6,6 +6,7 @@ folder_paths.py, where text encoders may lie in models/text_encoders or in model
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Final, Literal
@@ -14,8 +15,9 @@ from safetensors import safe_open
 
 from stages.adapters.keys import parse_key
 from stages.contracts.blocks import BASE
+from stages.contracts.errors import Problem, WeightsError
 from stages.contracts.params import FetchParams
-from stages.families.architecture import Architecture, block_of, lora_modules
+from stages.families.architecture import Architecture, block_of, lora_modules, read_architecture
 
 Fit = Literal["fits", "other shapes", "other names"]
 
@@ -101,14 +103,20 @@ _BASES: Final = {
     "black-forest-labs/FLUX.1-schnell": _SCHNELL,
     "ostris/Flex.1-alpha": _FLEX,
 }
+_TRANSFORMER: Final = "transformer/config.json"
+_SCHEDULER: Final = "scheduler/scheduler_config.json"
 
 
 def base_files(fetch: FetchParams) -> BaseFiles:
-    """Return the files of the base that was trained on; FLUX.1-dev's names for an unknown one.
+    """Return the files of the base that was trained on, and how its pictures are sampled.
 
+    An unknown base has the names of FLUX.1-dev, or of FLUX.1-schnell if it takes no guidance.
     Single files keep the names that they have in params: they are ComfyUI's already.
+
+    Raises:
+        WeightsError: a config of the base model is broken.
     """
-    base = _BASES.get(fetch.repository or "", _DEV)
+    base = _BASES.get(fetch.repository or "") or _resembling(fetch)
     if (own := fetch.single_files) is None:
         return base
 
@@ -123,6 +131,53 @@ def base_files(fetch: FetchParams) -> BaseFiles:
         t5=named(base.t5, own.text_encoder_2),
         vae=named(base.vae, own.autoencoder),
     )
+
+
+def _resembling(fetch: FetchParams) -> BaseFiles:
+    """Return an unknown base, sampled as its configs say; as FLUX.1-dev where there are none."""
+    folder = _config_folder(fetch)
+    if folder is None:
+        return _DEV
+    is_guided = read_architecture(folder).guidance
+    return replace(
+        _DEV if is_guided else _SCHNELL,
+        is_guided=is_guided,
+        is_shifted=_is_shifted(folder / _SCHEDULER),
+    )
+
+
+def _config_folder(fetch: FetchParams) -> Path | None:
+    """Return the diffusers folder with the base model's configs, None if it is not on this machine.
+
+    `fetch.folder` has them for single files too. Nothing is downloaded.
+    """
+    folder: Path | None = Path(fetch.folder)
+    if fetch.repository is not None:
+        folder = _cached_folder(fetch.repository, fetch.revision)
+    if folder is None or not all((folder / name).is_file() for name in (_TRANSFORMER, _SCHEDULER)):
+        return None
+    return folder
+
+
+def _cached_folder(repository: str, revision: str | None) -> Path | None:
+    # Here, because it takes a moment to import, and most runs have no use for it.
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, _TRANSFORMER, revision=revision)
+    return Path(found).parents[1] if isinstance(found, str) else None
+
+
+def _is_shifted(config: Path) -> bool:
+    """Return whether a FlowMatchEulerDiscreteScheduler shifts by resolution; diffusers' own is no.
+
+    Raises:
+        WeightsError: the config is not JSON.
+    """
+    try:
+        return bool(json.loads(config.read_text(encoding="utf-8")).get("use_dynamic_shifting"))
+    except (OSError, ValueError, AttributeError) as error:
+        problem = Problem(str(config), f"cannot be read ({error})", "Download the configs again.")
+        raise WeightsError("The base model cannot be read", [problem]) from error
 
 
 def flux_shape(module: str) -> tuple[int, int]:

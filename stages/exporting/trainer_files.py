@@ -9,13 +9,14 @@ from typing import Any, Final
 import yaml
 
 from stages.contracts.errors import ParamsError, Problem
-from stages.contracts.params import load_params
+from stages.contracts.params import Params, load_params
 from stages.exporting.ai_toolkit import write_ai_toolkit
 from stages.exporting.ai_toolkit_reading import foreign_architecture, read_ai_toolkit
+from stages.exporting.converted import converted_folder
 from stages.exporting.kohya import write_kohya
 
-_WRITERS: Final = {"ai-toolkit": write_ai_toolkit, "kohya": write_kohya}
 _DATASET: Final = "data/caption/dataset"
+_MANIFEST: Final = Path("data/fetch/manifest.json")
 
 
 def export_config(out: Path, *, params: Path, to: str) -> str:
@@ -23,9 +24,10 @@ def export_config(out: Path, *, params: Path, to: str) -> str:
 
     Raises:
         ParamsError: the params are not valid, or `out` exists.
+        WeightsError: a config of the base model, or stage fetch's manifest, is broken.
     """
     _require_new(out)
-    text, remarks = _WRITERS[to](load_params(params), _DATASET)
+    text, remarks = _WRITERS[to](load_params(params))
     _write(out, text)
     return f"{out}: for {to}; its paths are from this folder\n{_told(remarks)}"
 
@@ -88,6 +90,17 @@ def _follow_trigger(
                 text if own in text else f"{own}, {text}" for text in content[section][key]
             ]
         remarks.append("prompts: ai-toolkit has none for the lens; the trigger stands before ours")
+
+
+def _to_ai_toolkit(params: Params) -> tuple[str, list[str]]:
+    return write_ai_toolkit(params, _DATASET, converted_folder(params.fetch, _MANIFEST))
+
+
+def _to_kohya(params: Params) -> tuple[str, list[str]]:
+    return write_kohya(params, _DATASET)
+
+
+_WRITERS: Final = {"ai-toolkit": _to_ai_toolkit, "kohya": _to_kohya}
 
 
 def _process(file: Path) -> dict[str, Any]:

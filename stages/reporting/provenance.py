@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +40,15 @@ _METADATA_SHOWN: Final = 400  # characters; tag frequencies of large sets run to
 
 @dataclass(frozen=True)
 class HashedFile:
-    """A file, as a person would name it, with its SHA-256."""
+    """A file, as a person would name it, with its SHA-256.
+
+    One that is not below the project is not found from its `path`, which is shortened.
+    """
 
     name: str
     path: str
     sha256: str
+    is_inside: bool
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def trace_provenance(evidence: Evidence, params: Params) -> Provenance:
     return Provenance(
         base=f"{weights.get('repository') or weights.get('folder')}{revision}",
         files=[
-            HashedFile(name, _shown_path(path), _sha256(path))
+            HashedFile(name, _shown_path(path), _sha256(path), _inside(path) is not None)
             for name, path in files.items()
             if path.is_file()
         ],
@@ -93,8 +98,20 @@ def trace_provenance(evidence: Evidence, params: Params) -> Provenance:
 
 
 def _shown_path(path: Path) -> str:
-    """Return the path from the repository's root: its last three parts at most, if absolute."""
+    """Return the path from the project's folder, which is the working one.
+
+    Elsewhere, an absolute path's last three parts at most: the rest is of no use to others.
+    """
+    if (inside := _inside(path)) is not None:
+        return inside.as_posix()
     return Path(*path.parts[-3:]).as_posix() if path.is_absolute() else path.as_posix()
+
+
+def _inside(path: Path) -> Path | None:
+    """Return the path from the project's folder, None if it leads out of it; links are taken."""
+    project = Path.cwd()
+    whole = Path(os.path.normpath(project / path))
+    return whole.relative_to(project) if whole.is_relative_to(project) else None
 
 
 def _sha256(path: Path) -> str:

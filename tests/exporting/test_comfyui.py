@@ -14,10 +14,12 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
 from stages.adapters.keys import Key, format_key, parse_key
+from stages.contracts.errors import WeightsError
 from stages.contracts.params import Params
 from stages.exporting.comfyui import Finished, comfyui_files
 from stages.exporting.models import base_files, flux_fit, flux_shape
 from stages.families.architecture import Architecture, lora_modules
+from tests.exporting.base_models import params_of, single_files, write_configs
 from tests.presets import PRESETS, load_preset
 from tests.reporting.example import example_params
 
@@ -280,3 +282,73 @@ def test_names_follow_the_base_of_params(tmp_path: Path) -> None:
     assert not schnell.is_shifted
     assert found["black-forest-labs/FLUX.1-dev"].transformer.name == "flux1-dev.safetensors"
     assert found["ostris/Flex.1-alpha"].transformer.name == "Flex.1-alpha.safetensors"
+
+
+def kinds(graph: dict[str, Any]) -> set[str]:
+    """Return the node classes of a graph in API format."""
+    return {node["class_type"] for node in graph.values()}
+
+
+@pytest.mark.parametrize(
+    ("guided", "shifted", "name"),
+    [
+        (True, True, "flux1-dev.safetensors"),
+        (False, False, "flux1-schnell.safetensors"),
+        (False, True, "flux1-schnell.safetensors"),
+    ],
+)
+def test_a_base_from_a_folder_is_sampled_as_its_configs_say(
+    guided: bool, shifted: bool, name: str, lora: Path, tmp_path: Path
+) -> None:
+    """No repository says that it is schnell: guidance and shift would spoil its pictures."""
+    params = params_of(write_configs(tmp_path / "base", guided=guided, shifted=shifted))
+    found = workflows(lora, params)["full-portrait.api.json"]
+    assert ("FluxGuidance" in kinds(found)) is guided
+    assert ("ModelSamplingFlux" in kinds(found)) is shifted
+    (loader,) = (each for each in found.values() if each["class_type"] == "UNETLoader")
+    assert loader["inputs"]["unet_name"] == name
+
+
+def test_single_files_are_sampled_as_the_configs_beside_them_say(
+    lora: Path, tmp_path: Path
+) -> None:
+    """`fetch.folder` has the configs; the files keep their names."""
+    configs = write_configs(tmp_path / "configs", guided=False, shifted=False)
+    params = params_of(configs, single_files=single_files(tmp_path / "converted"))
+    found = workflows(lora, params)["full-portrait.api.json"]
+    assert kinds(found).isdisjoint({"FluxGuidance", "ModelSamplingFlux"})
+    assert base_files(params.fetch).title == "flux1-schnell"
+    assert base_files(params.fetch).t5.name == "t5xxl_fp16.safetensors"
+
+
+def test_an_unknown_repository_is_sampled_as_its_cached_configs_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stage fetch has downloaded is looked at; where it is not, nothing is downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshots = tmp_path / "models--someone--tuned" / "snapshots"
+    write_configs(snapshots / ("a" * 40), guided=False, shifted=False)
+    there, absent = (
+        base_files(params_of(tmp_path, repository="someone/tuned", revision=revision).fetch)
+        for revision in ("a" * 40, "b" * 40)
+    )
+    assert (there.title, there.is_guided, there.is_shifted) == ("FLUX.1-schnell", False, False)
+    assert (absent.title, absent.is_guided, absent.is_shifted) == ("FLUX.1-dev", True, True)
+
+
+def test_without_configs_a_base_is_taken_for_dev(tmp_path: Path) -> None:
+    """A machine without the weights can still write the report; a broken config is named."""
+    assert base_files(params_of(tmp_path / "none").fetch).title == "FLUX.1-dev"
+    folder = write_configs(tmp_path / "base", guided=True, shifted=True)
+    (folder / "scheduler/scheduler_config.json").write_text("no JSON", encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"scheduler_config\.json: cannot be read"):
+        base_files(params_of(folder).fetch)
+
+
+def test_a_misfit_is_told_with_the_names_that_are_written(tmp_path: Path) -> None:
+    """The remark on other shapes says whose names the files have."""
+    small = write_lora(tmp_path / "small.safetensors", width=96)
+    params = params_of(write_configs(tmp_path / "base", guided=False, shifted=False))
+    files = comfyui_files(finished(small), params)
+    for name in ("README.md", "full-portrait.json"):
+        assert "names are FLUX.1-schnell's" in files[name]

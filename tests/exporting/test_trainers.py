@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import yaml
 
 from stages import train
-from stages.contracts.errors import ParamsError
+from stages.contracts.errors import ParamsError, WeightsError
 from stages.contracts.params import load_params
 from stages.exporting.trainer_files import export_config, import_config
+from stages.families.weights import Manifest, write_manifest
 from stages.runtime import console
+from tests.exporting.base_models import single_files, write_configs
 from tests.presets import PRESETS, load_preset
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +89,7 @@ def test_every_preset_goes_to_both_trainers_and_back(path: Path, tmp_path: Path)
     found = tomllib.loads((tmp_path / "there.toml").read_text(encoding="utf-8"))
     assert found["fp8_base"] is quantised
     assert found["network_dim"] == params.train.rank
+    assert ("guidance_scale" in found) is (path.stem != "flux1-schnell-24gb")
 
 
 def test_bits_and_guidance_that_the_other_has_not_are_told(tmp_path: Path) -> None:
@@ -99,6 +103,77 @@ def test_bits_and_guidance_that_the_other_has_not_are_told(tmp_path: Path) -> No
     said = export_config(tmp_path / "other.yaml", params=other, to="ai-toolkit")
     assert "model.quantisation: nf4 (qfloat8 is written" in said
     assert "train.guidance: 3.5 (ai-toolkit trains at 1)" in said
+
+
+def exported(tmp_path: Path, fetch: dict[str, Any], to: str) -> tuple[Any, str]:
+    """Return the other trainer's settings for a base without a repository, and what is said."""
+    own = {"repository": None, "revision": None, "single_files": None, **fetch}
+    params = changed(tmp_path / "params.yaml", fetch=own, train={"guidance": None})
+    out = tmp_path / f"{to}.txt"
+    out.unlink(missing_ok=True)
+    said = export_config(out, params=params, to=to)
+    text = out.read_text(encoding="utf-8")
+    return (tomllib.loads(text) if to == "kohya" else yaml.safe_load(text)), said
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("single", [True, False])
+def test_a_base_without_guidance_gets_none(guided: bool, single: bool, tmp_path: Path) -> None:
+    """Schnell from a folder or as single files is no dev: its configs say so, not a repository."""
+    folder = write_configs(tmp_path / "base", guided=guided, shifted=guided)
+    files = single_files(tmp_path / "converted") if single else None
+    fetch = {"folder": str(folder), "single_files": files}
+    found, said = exported(tmp_path, fetch, "kohya")
+    assert ("guidance_scale" in found) is guided
+    assert ("train.guidance" in said) is guided
+    name = Path(found["pretrained_model_name_or_path"]).name
+    assert name == f"flux1-{'dev' if guided and not single else 'schnell'}.safetensors"
+    found, _ = exported(tmp_path, fetch, "ai-toolkit")
+    process = found["config"]["process"][0]
+    assert ("bypass_guidance_embedding" in process["train"]) is guided
+
+
+def write_converted(project: Path, fetch: dict[str, Any]) -> Path:
+    """Write what stage fetch leaves of single files: the manifest, and the copy's own record."""
+    files = fetch["single_files"]
+    folder = Path(files["converted"]) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    roles = ("transformer", "autoencoder", "text_encoder", "text_encoder_2")
+    record = {role: {"name": Path(files[role]).name, "sha256": "0" * 64} for role in roles}
+    (folder / "single_files.json").write_text(json.dumps(record), encoding="utf-8")
+    (project / "data/fetch").mkdir(parents=True)
+    manifest = Manifest(folder.as_posix(), None, None, ())
+    write_manifest(project / "data/fetch/manifest.json", manifest)
+    return folder
+
+
+def test_ai_toolkit_gets_the_folder_that_single_files_became(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`fetch.folder` has no weights then; the copy of other files than these is not taken."""
+    monkeypatch.chdir(tmp_path)
+    configs = write_configs(tmp_path / "configs", guided=True, shifted=True)
+    fetch = {"folder": str(configs), "single_files": single_files(Path("converted"))}
+
+    def told() -> tuple[str, str]:
+        found, said = exported(tmp_path, fetch, "ai-toolkit")
+        return found["config"]["process"][0]["model"]["name_or_path"], said
+
+    missing = f"the base model's weights: {configs} has its configs and tokenizers alone"
+    name, said = told()
+    assert (name, missing in said) == (str(configs), True)
+    converted = write_converted(tmp_path, fetch)
+    name, said = told()
+    assert (name, missing in said) == (converted.as_posix(), False)
+    for key, other in (("transformer", "/models/other.safetensors"), ("converted", "other")):
+        own = fetch["single_files"]
+        fetch["single_files"] = {**own, key: other}
+        name, said = told()
+        assert (name, missing in said) == (str(configs), True)
+        fetch["single_files"] = own
+    (converted / "single_files.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"single_files\.json: cannot be read"):
+        told()
 
 
 def test_what_ai_toolkit_cannot_say_is_told(tmp_path: Path) -> None:

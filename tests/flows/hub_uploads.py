@@ -21,12 +21,18 @@ GOOD_TOKEN, READ_TOKEN = "hf_good_secret_token", "hf_read_only_secret_token"
 
 @dataclass
 class Received:
-    """What arrived: private flags of repositories, committed files by repository, requests."""
+    """What arrived: private flags of repositories, committed files by repository, requests.
+
+    `full` are repositories that take no commit, `closed` those that take no large file; each
+    refuses once.
+    """
 
     private: dict[str, bool] = field(default_factory=dict)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    full: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -55,6 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self._body()
+        if self.path.startswith("/closed/"):
+            return self._answer(403, {"error": "Request has expired"})
         oid = self.path.removeprefix("/store/")
         if hashlib.sha256(body).hexdigest() != oid:
             return self._answer(400, {})
@@ -83,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path.endswith(".git/info/lfs/objects/batch"):
-            return self._batch(json.loads(body))
+            repository = path.removeprefix("/").partition(".git/")[0]
+            return self._batch(repository, json.loads(body))
         repository = "/".join(path.split("/")[3:5])
         if repository not in self.record.private:
             return self._answer(404, {"error": "Repository not found"}, "RepoNotFound")
@@ -109,17 +118,22 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._answer(200, {"files": files})
 
-    def _batch(self, asked: dict[str, Any]) -> None:
+    def _batch(self, repository: str, asked: dict[str, Any]) -> None:
+        place = "closed" if repository in self.record.closed else "store"
+        self.record.closed.discard(repository)
         objects = [
             {
                 **each,
-                "actions": {"upload": {"href": f"{self._address()}/store/{each['oid']}"}},
+                "actions": {"upload": {"href": f"{self._address()}/{place}/{each['oid']}"}},
             }
             for each in asked["objects"]
         ]
         self._answer(200, {"transfer": "basic", "objects": objects})
 
     def _commit(self, repository: str, body: bytes) -> None:
+        if repository in self.record.full:
+            self.record.full.discard(repository)
+            return self._answer(403, {"error": "Private repository storage limit reached"})
         files = self.record.files.setdefault(repository, {})
         for entry in map(json.loads, body.splitlines()):
             value = entry["value"]
@@ -128,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             if entry["key"] == "lfsFile":
                 files[value["path"]] = self.record.stored[value["oid"]]
         address = f"{self._address()}/{repository}/commit/{'a' * 40}"
-        self._answer(200, {"success": True, "commitOid": "a" * 40, "commitUrl": address})
+        return self._answer(200, {"success": True, "commitOid": "a" * 40, "commitUrl": address})
 
     def _address(self) -> str:
         return f"http://{self.headers['Host']}"

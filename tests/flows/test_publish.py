@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from flows.card import write_card
+from flows.publish import PublishError, gather
 from stages.contracts.params import FetchParams, load_params
 from stages.contracts.tables import BLOCKS, read_table
 from tests.flows.hub_uploads import GOOD_TOKEN, READ_TOKEN, Received, hub_for_uploads
@@ -36,6 +36,10 @@ ASKS: dict[str, tuple[list[str], str | None]] = {
     "update open": (["someone/open", "--push", "--update"], GOOD_TOKEN),
     "update public": (["someone/seen", "--push", "--update", "--public"], GOOD_TOKEN),
     "update hidden": (["someone/hidden", "--push", "--update", "--public"], GOOD_TOKEN),
+    "full": (["someone/full", "--push"], GOOD_TOKEN),
+    "full again": (["someone/full", "--push", "--update"], GOOD_TOKEN),
+    "closed": (["someone/closed", "--push", "--public"], GOOD_TOKEN),
+    "closed again": (["someone/closed", "--push", "--public", "--update"], GOOD_TOKEN),
     "absent": (["someone/absent", "--push", "--update"], GOOD_TOKEN),
     "refused": (["someone/other", "--push"], BAD_TOKEN),
     "read only": (["someone/other", "--push"], READ_TOKEN),
@@ -65,7 +69,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("publish")
     small = Example(double_blocks=2, single_blocks=3, side_px=32)
     write_example(folder / "data", small)
-    shutil.copy(ROOT / "params.yaml", folder)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["prompts"]["held_out"] = params["prompts"]["held_out"][:2]  # as many as it has drawn
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     weights = {"weights": np.zeros(8, dtype=np.float32)}
     save_file(weights, folder / "data/train/adapter.safetensors", {"ss_tag_frequency": CAPTIONS})
     return folder
@@ -85,6 +91,8 @@ def asked(
     }
     with hub_for_uploads() as (address, received):
         received.private |= THERE
+        received.full.add("someone/full")
+        received.closed.add("someone/closed")
         done = subprocess.run(
             [sys.executable, "-c", CHILD],
             cwd=run,
@@ -113,7 +121,8 @@ def test_what_is_pushed_is_the_run(run: Path, asked: Asked) -> None:
     assert files["adapter-slim.safetensors"] == slim.read_bytes()
     picture = run / "data/slim/images/held-out-1-100/slim.png"
     assert files["images/held-out-1-slim.png"] == picture.read_bytes()
-    assert received.private == {REPOSITORY: True, "someone/shown": False, **THERE}
+    made = {"someone/shown": False, "someone/full": True, "someone/closed": False}
+    assert received.private == {REPOSITORY: True, **made, **THERE}
     assert told["update"][0] == told["public"][0] == 0
 
 
@@ -188,7 +197,7 @@ def test_without_push_nobody_is_asked(asked: Asked) -> None:
     assert all(name in said for name in received.files[REPOSITORY])
     assert f"\nadapter.safetensors quotes your captions (ss_tag_frequency): {CAPTIONS}\n" in said
     created = [path for path in received.requests if path == "/api/repos/create"]
-    assert len(created) == 5, "push, again, public, refused and read only"
+    assert len(created) == 7, "push, again, public, full, closed, refused and read only"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +220,30 @@ def test_a_refusal_says_what_to_do(name: str, words: str, asked: Asked) -> None:
     assert code == 1
     assert words in said
     assert "Nothing is published (1 problem)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("full", "the token may not write here"), ("closed", "breaks off (HfHubHTTPError)")],
+)
+def test_a_repository_that_is_left_empty_is_told(name: str, reason: str, asked: Asked) -> None:
+    """It was made before the upload broke off, and the way on that the message names works."""
+    told, received, _ = asked
+    code, said = told[name]
+    assert code == 1
+    assert "Nothing is published (2 problems)" in said
+    assert reason in said
+    assert f"someone/{name}: was made, and is still empty. Run the same command with --up" in said
+    assert told[f"{name} again"][0] == 0, told[f"{name} again"][1]
+    assert "adapter.safetensors" in received.files[f"someone/{name}"]
+
+
+def test_a_missing_adapter_outside_the_project_is_named(run: Path) -> None:
+    """`split.adapter` may be any path; one elsewhere is shown as it is."""
+    params = load_params(run / "params.yaml")
+    split = params.split.model_copy(update={"adapter": "/elsewhere/lora.safetensors"})
+    with pytest.raises(PublishError, match=r"\n.*/elsewhere/lora\.safetensors: missing"):
+        gather(run, params.model_copy(update={"split": split}))
 
 
 def test_no_token_is_said(asked: Asked) -> None:

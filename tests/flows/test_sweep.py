@@ -16,6 +16,7 @@ from flows.experiments.product import Combination
 from flows.experiments.sweep_page import draw_plot, sweep_rows, write_page
 from flows.sweep import sweep
 from stages.contracts.params import load_params
+from tests.flows.sweep_project import make_project
 from tests.flows.test_pipeline import artifacts, task_runs
 from tests.repositories import git
 
@@ -90,6 +91,18 @@ def run_sweep(project: Path, grid: dict[str, list[Any]], **options: Any) -> Stat
         os.chdir(here)
 
 
+@pytest.mark.usefixtures("prefect_server")
+def test_the_page_is_named_by_its_path(tmp_path: Path) -> None:
+    """A page over HTTP may open no file: where the sweep's page lies is text to be copied."""
+    project = make_project(tmp_path / "project")
+    grid = {"train.rank": [4]}
+    state = run_sweep(project, grid, target="train", page="pages/sweep.html", workers=False)
+    assert state.is_completed(), state.message
+    page = project / "pages/sweep.html"
+    assert page.is_file()
+    assert artifacts(state)["sweep-page"] == f"`{page.resolve()}`"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_a_sweep_of_the_whole_pipeline(small_run: Path, tmp_path: Path) -> None:
@@ -113,6 +126,7 @@ def test_a_sweep_of_the_whole_pipeline(small_run: Path, tmp_path: Path) -> None:
     found = artifacts(second)
     assert found["sweep"].count('"slim.recovery"') == len(grid["slim.recovery"])
     assert found["sweep-plot"].startswith("data:image/svg+xml;base64,")
+    assert found["sweep-page"] == f"`{(project / 'page.html').resolve()}`"
     page = (project / "page.html").read_text(encoding="utf-8")
     for recorded in read_experiments(project).values():
         kept = recorded[1]["data/slim/metrics.json"]["blocks_kept"]

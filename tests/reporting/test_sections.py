@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +13,14 @@ import pytest
 
 from stages.reporting import gallery as gallery_module
 from stages.reporting.dataset import show_dataset
-from stages.reporting.evidence import Evidence
+from stages.reporting.evidence import Evidence, Folders, read_evidence
 from stages.reporting.gallery import HeatmapLook, hang_gallery
 from stages.reporting.provenance import trace_provenance
 from stages.reporting.ranking import rank_blocks
 from stages.reporting.slimming import tell_slimming
 from stages.reporting.training import tell_training
 from stages.reporting.words import interval
-from tests.reporting.example import EVIL_CAPTION, example_params
+from tests.reporting.example import EVIL_CAPTION, example_folders, example_params
 
 NBSP = "\N{NO-BREAK SPACE}"
 PROMPTS = example_params().prompts.held_out
@@ -203,3 +205,21 @@ def test_provenance_is_what_the_files_are(evidence: Evidence) -> None:
     assert len(settings) > 50
     assert ("blocklens.trigger", "tok") in provenance.metadata
     assert provenance.base == "data/nano-flux"
+
+
+def test_provenance_tells_files_outside_the_project_apart(
+    example_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shortened path leads to no file; an absolute one into the project is shown from there."""
+    project = example_data.parent
+    monkeypatch.chdir(project)
+    outside = shutil.copy(example_data / "train/adapter.safetensors", tmp_path / "a.safetensors")
+    folders = example_folders(Path("data")) | {"prepared": project / "data/prepare"}
+    for adapter in (outside, Path(os.path.relpath(outside))):
+        evidence = read_evidence(Folders(**folders | {"adapter": adapter}))
+        files = {file.name: file for file in trace_provenance(evidence, example_params()).files}
+        assert len(files) == 5
+        assert [name for name, file in files.items() if not file.is_inside] == ["The LoRA"]
+        assert files["The LoRA"].path.endswith(f"/{tmp_path.name}/a.safetensors")
+        assert files["The slim LoRA"].path == "data/slim/adapter-slim.safetensors"
+        assert files["Manifest of the pictures"].path == "data/prepare/manifest.csv"

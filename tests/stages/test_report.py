@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +99,35 @@ def test_a_lora_from_elsewhere_has_a_page_without_its_making(data: Path, tmp_pat
     assert "\ndvc repro report\nsha256sum" in there
     assert "learning_rate" in here
     assert "learning_rate" not in there
+
+
+def test_the_hashes_can_be_checked_wherever_the_lora_is_from(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page gives to copy succeeds in the project, and names a LoRA from outside too."""
+    project, outside = tmp_path / "project", tmp_path / "loras" / "mine.safetensors"
+    shutil.copytree(data, project / "data")
+    outside.parent.mkdir()
+    (project / "data/train/adapter.safetensors").rename(outside)
+    monkeypatch.chdir(project)
+    folders = example_folders(Path("data")) | {"adapter": outside}
+    report(*sections_of(example_params()), out=Path("data/report"), **folders)
+    page = Path("data/report/index.html").read_text(encoding="utf-8")
+    block = re.search(r"sha256sum --check &lt;&lt;'END'\n(.*?)END<", page, re.DOTALL)
+    assert block
+    sums = html.unescape(block[1])
+    lines = [line.partition("  ") for line in sums.splitlines()]
+    (kept,) = (line for line in lines if line[2].endswith("/loras/mine.safetensors"))
+    assert kept[0].startswith("# not below this folder: ")
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict"],
+        input=sums,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": OK\n") == len(lines) - 1 == 4
 
 
 def test_a_run_of_which_a_part_is_missing_is_not_from_elsewhere(data: Path, tmp_path: Path) -> None:
