@@ -45,10 +45,14 @@ class Leader:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a person asks first."""
+    """What a person asks first.
+
+    `together` is the share of the leaders, `evenly` what it would be if all blocks had the same.
+    """
 
     leaders: Sequence[Leader]
     together: float
+    evenly: float
     certainty: Sequence[str]
     slim_size: str
     slim_words: str
@@ -85,6 +89,7 @@ def answer(evidence: Evidence, params: Params) -> Answers:
             for each, place in first
         ],
         together=sum(each.numbers["share"] for each, _ in first),
+        evenly=len(first) / len(ranked),
         certainty=_certainty(ranked, places, params.attribute.confidence),
         slim_size=file_size(slim["bytes"]),
         slim_words=(

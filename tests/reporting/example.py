@@ -38,6 +38,7 @@ from stages.runtime.files import write_json
 
 ROOT = Path(__file__).parents[2]
 ADAPTER_BYTES = 1_300_000
+HELD_OUT_SEEDS = [100, 101]
 EVIL_CAPTION = 'tok, a <script>alert("caption")</script> & "quoted" robot'
 
 Colour = tuple[int, int, int]
@@ -62,8 +63,10 @@ class Example:
 
 
 def example_params() -> Params:
-    """Return the params the example was made with."""
-    return load_params(ROOT / "params.yaml")
+    """Return the params the example was made with: two held-out prompts, two seeds."""
+    params = load_params(ROOT / "params.yaml")
+    shown = {"held_out": params.prompts.held_out[:2], "held_out_seeds": HELD_OUT_SEEDS}
+    return params.model_copy(update={"prompts": params.prompts.model_copy(update=shown)})
 
 
 def example_folders(data: Path) -> dict[str, Path]:
@@ -379,7 +382,7 @@ def write_slim(data: Path, example: Example) -> None:
         },
     )
     for prompt in range(2):
-        for seed in (100, 101):
+        for seed in HELD_OUT_SEEDS:
             folder = data / "slim" / "images" / f"held-out-{prompt}-{seed}"
             folder.mkdir(parents=True)
             none, full = (f(example.side_px, 5 + prompt + seed) for f in (_shape, _robot))

@@ -40,6 +40,7 @@ def test_the_sentences_say_who_may_change_places(evidence: Evidence, overlapping
     told = answer(type(evidence)(**{**vars(evidence), "blocks": blocks}), example_params())
     assert [leader.block for leader in told.leaders] == [f"single.{index}" for index in range(5)]
     assert told.together == pytest.approx(0.87)
+    assert told.evenly == pytest.approx(5 / 7)
     first, others = told.certainty
     if overlapping:
         assert first.startswith("Seven blocks could be first: their 90")
