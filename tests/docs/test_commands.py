@@ -159,6 +159,7 @@ def test_targets_deployments_presets_and_extras_exist() -> None:
     """The same for what is looked up rather than parsed."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^(\w[\w-]*):", makefile, flags=re.M))
+    variables = set(re.findall(r"\$\((\w+)\)", makefile))
     prefect = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     deployments = {one["name"] for one in prefect["deployments"]}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -167,7 +168,9 @@ def test_targets_deployments_presets_and_extras_exist() -> None:
     for shown in CHECKED:
         program, *rest = words(shown.line)
         exists = {
-            "make": lambda rest=rest: rest[0] in targets,
+            "make": lambda rest=rest: (
+                rest[0] in targets and {one.partition("=")[0] for one in rest[1:]} <= variables
+            ),
             "prefect": lambda rest=rest: (
                 rest[:2] != ["deployment", "run"] or rest[2].partition("/")[2] in deployments
             ),
