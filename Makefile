@@ -27,9 +27,10 @@ run: $(INSTALLED)
 flow: $(INSTALLED)
 	python -m flows.pipeline
 
-# Prefect's server and a worker on this machine, until Ctrl-C: docs/serving.md.
+# Prefect's server and a worker on this machine, until Ctrl-C: docs/serving.md. Options go into a
+# variable, SERVE="--port 4201" here, MCP and MIXER below.
 serve: $(INSTALLED)
-	python -m flows.serve
+	python -m flows.serve $(SERVE)
 
 # Container images, for the machine they are built on and for others: docker/README.md.
 image:
@@ -40,7 +41,7 @@ image-cuda:
 
 # The same for other programs: an MCP server on this machine, beside `make serve`: docs/mcp.md.
 mcp: $(INSTALLED)
-	python -m flows.mcp_server
+	python -m flows.mcp_server $(MCP)
 
 # Blocks on and off by hand, on a page of this machine, until Ctrl-C: docs/mixer.md.
 mixer: $(WITH_MIXER)

@@ -284,7 +284,8 @@ def _require_free(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise ServeError(
-                f"port {port} is taken: stop what listens there, or name another with --port"
+                f"port {port} is taken: stop what listens there, or name another with --port "
+                f'(make serve SERVE="--port {port + 1}")'
             ) from error
 
 

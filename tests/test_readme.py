@@ -40,6 +40,19 @@ def test_two_commands_stand_near_the_top() -> None:
     assert len(README.splitlines()) <= 150
 
 
+def test_every_stage_and_subject_is_named() -> None:
+    """The tree shows all of stages/ and no more; CONTRIBUTING says where each subject stands."""
+    tree = README.partition("\nstages/ ")[2].partition("\nflows/ ")[0]
+    here = {path.name for path in (ROOT / "stages").glob("*.py")} - {"__init__.py"}
+    subjects = {path.parent.name for path in (ROOT / "stages").glob("*/__init__.py")}
+    named = re.findall(r"^  (\w+\.py) ", tree, flags=re.MULTILINE)
+    named += re.findall(r"\w+/(?= |$)", tree, flags=re.MULTILINE)
+    assert sorted(named) == sorted(here | {f"{subject}/" for subject in subjects})
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rule = contributing.partition("- Imports go down only:")[2].partition("\n- ")[0]
+    assert not subjects - set(re.findall(r"`(\w+)`", rule))
+
+
 def test_figures_are_those_of_the_committed_run() -> None:
     """A new run that changes them changes the README, or fails here."""
     train, slim = metrics("train"), metrics("slim")

@@ -106,7 +106,7 @@ def listening(access: Access) -> socket.socket:
     except OSError as error:
         raise AccessError(
             f"{access.host}:{access.port} cannot be listened on ({error.strerror}): stop what "
-            "listens there, or name another with --port"
+            f'listens there, or name another with --port (make mcp MCP="--port {access.port + 1}")'
         ) from error
 
 

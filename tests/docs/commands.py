@@ -1,8 +1,9 @@
 """The commands that the pages show.
 
-A fence marked `sh run` is run by test_commands.py; every other command, in a fence or in running
-text, is checked: it must be one that exists and takes these arguments. Words in capitals stand for
-what the reader fills in.
+A fence marked `sh run` is run by test_commands.py, and so is what only looks at a finished run
+(LOOKING), wherever it stands; every other command, in a fence or in running text, is checked: it
+must be one that exists and takes these arguments. Words in capitals stand for what the reader fills
+in.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ FOREIGN: Final = frozenset(
     | {"mkdir", "pip", "rsync", "sed", "sha256sum", "source", "tensorboard"}
 )
 """Programs that are not checked beyond what test_commands.py says of cp and pip."""
+LOOKING: Final = re.compile(
+    r"python -m stages\.split inspect .+|dvc (dag|exp show|metrics|plots|status)\b.*"
+)
+"""Commands that change nothing and take seconds."""
 _ASSIGNMENT: Final = re.compile(r"^[A-Z_]+=")
 _COMMENT: Final = re.compile(r"(^|\s{2,})#.*$")
 _USAGE: Final = re.compile(r"[\[\]]")

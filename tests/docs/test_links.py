@@ -1,12 +1,23 @@
-"""No page leads nowhere: every link within the repository has its file, and its heading."""
+"""No page leads nowhere: links and paths within the repository have their file and heading."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, anchors, links, name_of
+from tests.docs.pages import PAGES, ROOT, anchors, inline_code, links, name_of
+
+PATH = re.compile(r"(?:tests|flows|stages|docs|mixer|benchmarks)/[\w./*-]*")
+"""A path in running text. NAME stands for any."""
+NAMED = [
+    (name_of(page), code)
+    for page in PAGES
+    if page.name != "CHANGELOG.md"  # which tells what was
+    for code in inline_code(page)
+    if PATH.fullmatch(code)
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -42,3 +53,10 @@ def test_no_picture_is_left_over() -> None:
     }
     assert len(pictures) > 5
     assert not sorted(map(name_of, pictures - shown))
+
+
+def test_paths_in_running_text_exist() -> None:
+    """A file that was moved takes along the pages that name it."""
+    assert len(NAMED) > 50
+    gone = [(page, path) for page, path in NAMED if not any(ROOT.glob(path.replace("NAME", "*")))]
+    assert not gone
