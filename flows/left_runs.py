@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,11 +20,13 @@ import flows.environment  # noqa: F401  sets what prefect reads while it is impo
 # isort: split
 import httpx  # Prefect's own client raises its errors
 from prefect.automations import Automation
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    LogFilter,
+    LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.actions import ChangeFlowRunState
@@ -41,6 +44,8 @@ UNBEGUN: Final = "Runs that do not begin are crashed"
 DEAD_AFTER_S: Final = 300
 UNBEGUN_AFTER_S: Final = int(PATIENCE_S) + 900
 """Before a run begins its worker may wait for the last one to save, and brings its clone up."""
+_TAKEN: Final = re.compile(r"Worker '(?P<name>[^']+)' submitting flow run '")
+"""prefect 3.8, prefect/workers/base.py: what it logs before it asks for the state Pending."""
 _UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 _log = logging.getLogger(__name__)
 
@@ -137,7 +142,7 @@ async def _end(workers: set[str]) -> None:
             ),
         )
         for run in runs:
-            if run.labels.get("prefect.worker.name") not in workers or _is_there(run):
+            if await _taken_by(client, run) not in workers or _is_there(run):
                 continue
             if run.state_type == StateType.CANCELLING:
                 state: State[None] = Cancelled(
@@ -150,6 +155,18 @@ async def _end(workers: set[str]) -> None:
                 )
             await client.set_flow_run_state(run.id, state, force=True)
             _log.info("run %s had lost its process: %s", run.name, state.name)
+
+
+async def _taken_by(client: PrefectClient, run: FlowRun) -> str | None:
+    """Return the name of the worker that took a run; None if none has.
+
+    A worker that is stopped between taking a run and putting its name on it has said so in the log.
+    """
+    if (label := run.labels.get("prefect.worker.name")) is not None:
+        return str(label)
+    logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+    names = [match["name"] for log in logs if (match := _TAKEN.match(log.message))]
+    return names[-1] if names else None
 
 
 def _is_there(run: FlowRun) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -167,10 +167,9 @@ def _wire(page: gr.Blocks, session: Session, controls: Controls, results: Result
         "show_progress": "minimal", "trigger_mode": "always_last", **_MODEL,
     }  # fmt: skip
     sliders, chosen = [*controls.sliders.values()], controls.of_blocks
+    switched = moving_only(len(sliders), partial(actions.switched, session.blocks))
     for group in controls.switches.values():
-        group.input(
-            partial(actions.switched, session.blocks), [group, *sliders], sliders, **_AT_ONCE
-        ).then(**draw)  # fmt: skip
+        group.input(switched, [group, *sliders], sliders, **_AT_ONCE).then(**draw)
     for block, slider in controls.sliders.items():
         group = controls.switches[block.stack]
         moved = partial(actions.moved, session, block)
@@ -179,13 +178,13 @@ def _wire(page: gr.Blocks, session: Session, controls: Controls, results: Result
         for name, strengths in session.presets.items():
             identity = f"preset-{name}".replace(" ", "-")
             button = gr.Button(name, size="sm", min_width=80, elem_id=identity)
-            choose = partial(actions.chosen, session, strengths)
+            choose = moving_only(len(sliders), partial(actions.chosen, session, strengths))
             button.click(choose, sliders, chosen, **_AT_ONCE).then(**draw)
     with gr.Row():
         band = gr.Dropdown(list(session.bands), label="Band")
         strength = gr.Slider(0.0, STRONGEST, 0.0, step=0.01, label="Strength of the band")
         button = gr.Button("Set the band", size="sm", elem_id="set-band")
-    banded = _told(actions.banded, session)
+    banded = moving_only(len(sliders), _told(actions.banded, session))
     given = [band, strength, *controls.components]
     button.click(banded, given, chosen, **_AT_ONCE).then(**draw)
 
@@ -213,6 +212,23 @@ def _wire_saving(session: Session, controls: Controls) -> None:
             _told(act, session), [name, *controls.components], said,
             **_MODEL,
         )  # fmt: skip
+
+
+def moving_only(count: int, function: Callable[..., Sequence[Any]]) -> Callable[..., list[Any]]:
+    """Return the function with `skip` for sliders that stay where they are.
+
+    The last `count` of its arguments and of its results are the sliders' values. The browser takes
+    a moment to set each of 58.
+    """
+
+    def call(*values: Any) -> list[Any]:
+        results = function(*values)
+        split = len(results) - count
+        before = values[len(values) - count :]
+        pairs = zip(before, results[split:], strict=True)
+        return [*results[:split], *(gr.skip() if old == new else new for old, new in pairs)]
+
+    return call
 
 
 def _told(function: Callable[..., Any], *first: Any) -> Callable[..., Any]:

@@ -13,9 +13,10 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import LogCreate, WorkPoolCreate
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Pending, Running
+from prefect.types._datetime import now
 
 from flows.left_runs import end_left_runs
 from flows.local_server import ServerError
@@ -41,6 +42,7 @@ async def make_runs(clone: Path, stack: ExitStack) -> dict[str, UUID]:
             ("another's number", Running(), str(os.getpid()), own),
             ("another machine's", Running(), NOBODY, worker_name(clone) + "-2"),
             ("not yet anybody's", Pending(), None, None),
+            ("not yet labelled", Pending(), None, None),
         ):
             run = await client.create_flow_run_from_deployment(deployment)
             await client.set_flow_run_state(run.id, state, force=True)
@@ -51,6 +53,13 @@ async def make_runs(clone: Path, stack: ExitStack) -> dict[str, UUID]:
             if process:
                 await client.update_flow_run(run.id, infrastructure_pid=process)
             runs[name] = run.id
+        # What prefect/workers/base.py logs when it takes a run, a moment before it puts labels on.
+        run_id = runs["not yet labelled"]
+        said = f"Worker '{own}' submitting flow run '{run_id}'"
+        await client.create_logs([LogCreate(
+            name="prefect.flow_runs.worker", level=20, message=said, timestamp=now("UTC"),
+            flow_run_id=run_id,
+        )])  # fmt: skip
     return runs
 
 
@@ -81,6 +90,7 @@ def test_runs_without_a_process_are_ended(tmp_path: Path) -> None:
         "another's number": "CRASHED",
         "another machine's": "RUNNING",
         "not yet anybody's": "PENDING",
+        "not yet labelled": "CRASHED",
     }
 
 

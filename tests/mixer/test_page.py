@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from mixer.__main__ import main, open_session
 from mixer.actions import Session
-from mixer.page import build_page
+from mixer.page import build_page, moving_only
 from mixer.server import IN_CONTAINER, launch
 from stages.adapters.container import read_container
 from stages.adapters.files import read_adapter
@@ -123,6 +123,12 @@ def test_every_control_draws_another_picture(address: str) -> None:
             expect(none).not_to_have_attribute("src", before, timeout=WAIT_MS)
         expect(page.locator("#tries img")).to_have_count(7)
     assert complaints == []
+
+
+def test_what_stays_is_not_sent() -> None:
+    """The browser sets every slider that it is sent, and a click waits for all of them."""
+    halve = moving_only(3, lambda *given: ["on", given[1], given[2] / 2, given[3] / 2])
+    assert halve("band", 1.0, 1.0, 0.0) == ["on", gr.skip(), 0.5, gr.skip()]
 
 
 def test_each_of_two_loras_has_its_strength(project: Path, other: Path) -> None:
