@@ -34,11 +34,10 @@ class GraphError(BlocklensError, ValueError):
 class Hints:
     """How a stage wants to be orchestrated: `meta: {prefect: {...}}` of the stage in dvc.yaml.
 
-    gpu: it uses the GPU, which one stage at a time may do. retries: how often a failed run is
-    tried again. timeout_s: seconds until it is stopped; none means never.
+    retries: how often a failed run is tried again. timeout_s: seconds until it is stopped; none
+    means never.
     """
 
-    gpu: bool = False
     retries: int = 0
     timeout_s: float | None = None
 
@@ -135,7 +134,9 @@ def _stage_in_yaml(root: Path, name: str, documents: dict[str, Any]) -> tuple[st
 
 def _wrong_hints(where: str, raw: object) -> list[Problem]:
     if not isinstance(raw, dict):
-        return [Problem(where, f"got {raw!r}, expected a mapping", "Write {gpu: true} or the like")]
+        return [
+            Problem(where, f"got {raw!r}, expected a mapping", "Write {retries: 2} or the like")
+        ]
     known = ", ".join(field.name for field in fields(Hints))
     wrong = [
         Problem(f"{where}.{key}", f"unknown hint, expected one of {known}", "Correct or remove it")
@@ -150,7 +151,6 @@ def _wrong_hints(where: str, raw: object) -> list[Problem]:
 
 
 _HINT_CHECKS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "gpu": (lambda value: isinstance(value, bool), "true or false"),
     "retries": (lambda value: type(value) is int and value >= 0, "a whole number, 0 or more"),
     "timeout_s": (lambda value: type(value) in (int, float) and value > 0, "seconds above 0"),
 }

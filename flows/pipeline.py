@@ -133,10 +133,10 @@ def _run_task(stage: PlannedStage, force: bool, states: Mapping[str, State[Any]]
 
 
 def _task_of(stage: PlannedStage) -> Task[[str, bool, float | None], State[Any]]:
+    # Without tags: for each Prefect asks its server for a place, which took two seconds, or sixty.
     return reproduce.with_options(
         name=stage.name,
         task_run_name=stage.name,
-        tags={"gpu"} if stage.hints.gpu else set(),
         retries=stage.hints.retries,
         retry_delay_seconds=exponential_backoff(RETRY_BACKOFF_S),
         retry_condition_fn=_may_retry,

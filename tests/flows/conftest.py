@@ -43,7 +43,7 @@ stages:
     deps: [source.txt]
     outs: [alpha.txt]
     metrics: [{metrics.json: {cache: false}}]
-    meta: {prefect: {gpu: true, retries: 1, timeout_s: 60}}
+    meta: {prefect: {retries: 1, timeout_s: 60}}
   omega:
     cmd: cat zeta.txt alpha.txt > omega.txt
     deps: [zeta.txt, alpha.txt]

@@ -31,7 +31,7 @@ def test_plan_equals_the_graph_and_the_order_of_dvc(
 def test_hints_are_read(plan: list[PlannedStage]) -> None:
     """A hint of dvc.yaml reaches its stage; without one the defaults hold."""
     hints = {stage.name: stage.hints for stage in plan}
-    assert hints["alpha"] == Hints(gpu=True, retries=1, timeout_s=60)
+    assert hints["alpha"] == Hints(retries=1, timeout_s=60)
     assert hints["beta"] == Hints()
 
 
@@ -42,11 +42,11 @@ def test_targets_bring_what_they_need(project: Path) -> None:
 
 def test_wrong_hints_are_named_together(project: Path) -> None:
     """A misspelt hint is refused with its place: silently, a stage would run without limit."""
-    text = TOY.replace("gpu: true, retries: 1, timeout_s", "gpu: 1, retries: -1, timeout")
+    text = TOY.replace("retries: 1, timeout_s", "retries: -1, timeout")
     (project / "dvc.yaml").write_text(text)
     with pytest.raises(GraphError) as caught:
         read_plan(project)
-    for key in ("gpu: got 1", "retries: got -1", "timeout: unknown hint"):
+    for key in ("retries: got -1", "timeout: unknown hint"):
         assert f"dvc.yaml: stages.alpha.meta.prefect.{key}" in str(caught.value)
 
 

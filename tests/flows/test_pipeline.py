@@ -77,7 +77,7 @@ def test_first_run_writes_the_lock_of_a_serial_repro(
     runs = task_runs(state)
     assert set(runs) == set(UNCHANGED)
     assert {run.state_name for run in runs.values()} == {"Ran"}
-    assert "gpu" in runs["alpha"].tags
+    assert not any(run.tags for run in runs.values())  # each would ask the server for a place
     names = {run.id: name for name, run in runs.items()}
     edges = {
         (names[getattr(source, "id")], name)  # noqa: B009  its type depends on the kind of input
